@@ -1,0 +1,139 @@
+"""experiments.yaml → training runs → records → notebooks → figures.
+
+    snakemake --cores 4                          every figure from the largest scale whose records are complete
+    snakemake --cores 4 --config scale=smoke     train what a scale (smoke, quick, paper) lacks and draw from it alone
+
+Other --config keys: data_dir (records, default data/runs), fig_dir (default figures, at the smoke scale
+build/smoke/figures), device (auto, cpu, cuda). Logs: build/logs; executed notebooks: build/notebooks.
+"""
+
+import hashlib
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from flowrl.config import ConfigError, choose, experiments, planned, runs, scale_drawn
+
+EXPERIMENTS = Path("experiments.yaml")
+
+try:
+    for key in config:
+        choose("--config key", key, ("scale", "data_dir", "fig_dir", "device"))
+    SCALE = config.get("scale", "auto")
+    BUILD = "build/smoke" if SCALE == "smoke" else "build"
+    DATA = Path(config.get("data_dir", "data/runs"))
+    FIGURES = Path(config.get("fig_dir", "build/smoke/figures" if SCALE == "smoke" else "figures"))
+    PLANNED = {str(record): run for record, run in planned(EXPERIMENTS, DATA).items()}
+    DRAWN = {name: scale_drawn(EXPERIMENTS, name, DATA, SCALE) for name in experiments(EXPERIMENTS)}
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
+PYTHON = shlex.quote(sys.executable)
+RECORD = f"{DATA}/{{scale}}/{{env}}/{{label}}/seed{{seed}}"
+os.environ["SOURCE_DATE_EPOCH"] = "1701388800"  # figures of equal records are equal bytes
+
+# No more trainings at a time than the machine has cores, whatever --cores says; `--resources train=N` overrides it.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+if "train" not in workflow.global_resources:
+    workflow.register_resource("train", CORES)
+
+
+def drawn_by(notebook):
+    """The experiments that a notebook draws."""
+    return [name for name, experiment in experiments(EXPERIMENTS).items() if experiment["notebook"] == notebook]
+
+
+def records(notebook):
+    """The record files of a notebook's experiments, each at the scale it is drawn from."""
+    paths = [run.path(DATA, DRAWN[name]) for name in drawn_by(notebook) for run in runs(EXPERIMENTS, name, DRAWN[name])]
+    return [f"{path}{suffix}" for path in dict.fromkeys(paths) for suffix in (".csv", ".json")]
+
+
+def figures(notebook):
+    """What a notebook writes: of each of its experiments the figure and the table of final scores."""
+    return [f"{FIGURES}/{name}{suffix}" for name in drawn_by(notebook) for suffix in (".pdf", ".png", ".csv")]
+
+
+def drawn_from(notebook):
+    """A file whose name tells scales and data folder: its absence redraws, also where every record is older."""
+    source = repr([str(DATA), [(name, DRAWN[name]) for name in drawn_by(notebook)]])
+    return f"{BUILD}/drawn/{notebook}/{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+
+def train_options(wildcards):
+    """The command line of one run of experiments.yaml."""
+    run = PLANNED[RECORD.format(**wildcards)]
+    options = ["--env", run.config.env, "--method", run.config.method, "--seed", run.config.seed]
+    options += ["--steps", run.config.steps, "--name", run.label, "--out", DATA / wildcards.scale]
+    options += [word for name, value in run.settings().items() for word in ("--set", f"{name}={value}")]
+    return shlex.join(map(str, options))
+
+
+rule all:
+    """Every record, figure and executed notebook."""
+    input:
+        [(records(notebook), figures(notebook), f"{BUILD}/notebooks/{notebook}.ipynb") for notebook in NOTEBOOKS],
+    message:
+        "All records and figures are there ({FIGURES})"
+
+
+rule train:
+    """One training run. No inputs: a record stands until its file is gone; its config hash tells whether it is stale."""
+    output:
+        update(f"{RECORD}.csv"),  # update: a record that is there is neither deleted first nor lost if the job fails
+        update(f"{RECORD}.json"),
+    message:
+        "Training {wildcards.label}, seed {wildcards.seed}, on {wildcards.env} ({wildcards.scale})"
+    log:
+        f"build/logs/{{scale}}/{{env}}/{{label}}/seed{{seed}}.log",
+    wildcard_constraints:
+        scale="smoke|quick|paper",
+        seed=r"\d+",
+    params:
+        options=train_options,
+        device=config.get("device", "auto"),
+    resources:
+        train=1,
+    shell:
+        "{PYTHON} -m flowrl train {params.options} --device {params.device:q} > {log:q} 2>&1"
+
+
+rule drawn_from:
+    """Mark what a notebook's figures are drawn from, and unmark what they were drawn from before."""
+    output:
+        f"{BUILD}/drawn/{{notebook}}/{{hash}}",
+    message:
+        "Noting the scale of {wildcards.notebook}"
+    shell:
+        "rm -f {BUILD}/drawn/{wildcards.notebook}/* && touch {output}"
+
+
+for notebook in NOTEBOOKS:
+
+    rule:
+        """Run a notebook on its records: figures, tables, and the executed notebook."""
+        name:
+            f"notebook_{notebook}"
+        input:
+            "experiments.yaml",
+            "flowrl/config.py",
+            "flowrl/plots.py",
+            "flowrl/records.py",
+            "flowrl/stats.py",
+            drawn_from(notebook),
+            records(notebook),
+            notebook=f"notebooks/{notebook}.ipynb",
+        output:
+            [update(path) for path in figures(notebook)],
+            executed=f"{BUILD}/notebooks/{notebook}.ipynb",
+        message:
+            f"Running notebooks/{notebook}.ipynb"
+        log:
+            f"{BUILD}/logs/{notebook}.log",
+        shell:
+            "{PYTHON} -m papermill {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
+            " -p scale {SCALE:q} -p data_dir {DATA:q} -p figure_dir {FIGURES:q} > {log:q} 2>&1"

@@ -1,0 +1,158 @@
+"""The command line: python -m flowrl train | optimum | evaluate | generate | list.
+
+Units everywhere; bad input is answered by one line and exit status 2.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import config, envs, exact, runs
+from .rejection import NoValidActionError
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not key=value")
+    return key, value
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(float(text)) if "e" in text.lower() else int(text)
+    except (ValueError, OverflowError):
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 0")
+    return number
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, like all others."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("flowrl", description="IAR-A2C: flow policies under an oracle's constraints.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    train = commands.add_parser(
+        "train",
+        help="train one policy, write its record",
+        description="Train one policy and write DIR/<environment>/<label>/seed<k>.csv and .json. Interrupted runs "
+        "go on from their checkpoint (.pt) when the same command is given again.",
+    )
+    train.add_argument("--env", required=True, help="environment (see `list`), or the path of a city's .json file")
+    train.add_argument("--method", required=True, help=f"one of: {', '.join(config.METHODS)}")
+    train.add_argument("--seed", type=_count, default=0, metavar="K", help="seed of every generator (default 0)")
+    train.add_argument("--steps", type=_count, default=config.TrainConfig.steps, metavar="N",
+                       help="environment steps, over all parallel environments (default %(default)s)")  # fmt: skip
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for records")
+    train.add_argument("--name", metavar="LABEL", help="label of the run (default: the method)")
+    train.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: a GPU where there is one)")
+    train.add_argument("--set", type=_pair, action="append", default=[], metavar="KEY=VALUE", dest="settings",
+                       help="override one setting; keys, units and defaults: `list --settings`")  # fmt: skip
+    train.add_argument("--force", action="store_true", help="overwrite a finished record")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    optimum = commands.add_parser(
+        "optimum",
+        help="exact expected returns of a city",
+        description="Expected undiscounted return of an episode over the start distribution, by dynamic programming.",
+    )
+    optimum.add_argument("env", metavar="ENV", help="ERA environment, or the path of a city's .json file")
+    optimum.add_argument("--json", action="store_true", help="one JSON object")
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="evaluate a trained policy",
+        description="Evaluate the weights beside a record (its .pt file): mean return of whole episodes, exact return.",
+    )
+    evaluate.add_argument("record", type=Path, metavar="RECORD_OR_CHECKPOINT", help=".json, .csv or .pt of a run")
+    evaluate.add_argument("--episodes", type=_count, metavar="N", help="episodes (default: as in training)")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    evaluate.add_argument("--json", action="store_true", help="one JSON object")
+
+    generate = commands.add_parser(
+        "generate", help="make a random city", description="Write a random city as a JSON file to train on."
+    )
+    generate.add_argument("--districts", type=_count, required=True, metavar="K", help="number of districts")
+    generate.add_argument("--resources", type=_count, default=3, metavar="D", help="number of resources (default 3)")
+    generate.add_argument("--seed", type=_count, default=0, metavar="K", help="seed of the generator (default 0)")
+    generate.add_argument("--max-hops", type=_count, default=3, metavar="H", help="hops a move may take (default 3)")
+    generate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .json file")
+
+    listing = commands.add_parser("list", help="environments, methods, experiments")
+    listing.add_argument("--settings", action="store_true", help="every setting: type or choices, default, meaning")
+    return parser
+
+
+def _train(args) -> None:
+    overrides = dict(args.settings) | {"seed": args.seed, "steps": args.steps}
+    cfg = config.make_config(args.env, args.method, overrides)
+    facts = runs.train(cfg, args.out, args.name, args.device, args.force, progress=not args.quiet)
+    path = runs.record_path(args.out, args.env, args.name or args.method, args.seed)
+    score = "" if facts["final_normalised"] is None else f", normalised score {facts['final_normalised']:.3f}"
+    print(
+        f"{path}.json: return {facts['final_return_mean']:.2f} ± {facts['final_return_sem']:.2f} over "
+        f"{cfg.final_episodes} episodes{score}, {facts['violations']} violations"
+    )
+
+
+def _optimum(args) -> None:
+    found = exact.optimum(envs.City.load(args.env))
+    if args.json:
+        print(json.dumps(found))
+        return
+    units = {"valid_fraction": "share of all actions"}
+    for key, value in found.items():
+        print(f"{key:15} {value:10.4f}  {units.get(key, 'expected return of an episode')}")
+
+
+def _evaluate(args) -> None:
+    found = runs.evaluate_checkpoint(args.record, args.episodes, args.device)
+    print(json.dumps(found) if args.json else "\n".join(f"{key:15} {value}" for key, value in found.items()))
+
+
+def _generate(args) -> None:
+    envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops).to_json(args.out)
+    print(f"{args.out}: {args.districts} districts, {args.resources} resources")
+
+
+def _list(args) -> None:
+    if args.settings:
+        for name, kind, default, doc in config.describe_settings():
+            print(f"{name:20} {kind:48} {default!s:>10}  {doc}")
+        return
+    print("environments:", *envs.names(), sep="\n  ")
+    print("  (or the path of a city's .json file)")
+    print("methods:")
+    for name, (_, doc) in config.DESCRIBED_METHODS.items():
+        print(f"  {name:15} {doc}")
+    path = runs.ROOT / "experiments.yaml"
+    if path.exists():
+        print("experiments:")
+        for name, experiment in config.experiments(path).items():
+            print(f"  {name:15} {experiment['title']}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_args(arguments)
+    command = {"train": _train, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate, "list": _list}
+    try:
+        command[args.command](args)
+    except runs.Interrupted as stopped:
+        print(f"flowrl: {stopped}", file=sys.stderr)
+        return 130
+    except (ValueError, NoValidActionError) as error:
+        print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

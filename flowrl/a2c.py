@@ -1,0 +1,318 @@
+"""IAR-A2C (paper, Algorithms 1 and 2): rollouts with rejection, n-step advantages, corrected gradient, ELBO step.
+
+One loop serves every policy: what differs is the policy's score and the weights that `rejection` puts on the S draws.
+"""
+
+import hashlib
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import rejection
+from .encoders import make_encoder
+from .flows import flat_parameters
+from .policies import POLICIES, Sample, to_flat
+
+KL_DRAWS = 8  # pathwise draws a state for the latent KL
+MEMORY = 16  # rollouts whose states Algorithm 1 draws from
+COUNTS = ("states", "draws", "valid", "asked", "resamples", "enumerations", "fallbacks")
+MEANS = ("entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "elbo", "ties")
+
+
+class Critic(torch.nn.Module):
+    """V_ϕ(s): (B, …) → (B,), in units of return."""
+
+    def __init__(self, env, config):
+        super().__init__()
+        self.encoder = make_encoder(env, config.hidden)
+        self.value = torch.nn.Linear(config.hidden, 1)
+        torch.nn.init.zeros_(self.value.weight)
+        torch.nn.init.zeros_(self.value.bias)
+        self.scale = config.value_scale
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return self.scale * self.value(self.encoder(observation)).squeeze(-1)
+
+
+class Rollout(NamedTuple):
+    """n_steps decisions in n_envs environments; tensors (T, B)."""
+
+    decisions: list[rejection.Decision]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_observation: Tensor  # (T, B, …), what followed each action, before any reset
+
+
+def seeded(seed: int, purpose: str, device="cpu") -> torch.Generator:
+    """A generator for one purpose: different purposes and seeds give unrelated streams."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()  # torch's CPU generator reads 32 bits: mix them all
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    """R_t = r_t + γ R_{t+1}, cut where an episode ends: all (T, B), next_value V(s_{t+1}) before any reset → (T, B).
+
+    A terminated episode is worth 0 from there on; a truncated one, and the rollout's end, V(s_{t+1}).
+    """
+    returns = torch.empty_like(reward)
+    following = next_value[-1]
+    for t in reversed(range(len(reward))):
+        following = torch.where(truncated[t], next_value[t], following)
+        following = reward[t] + gamma * torch.where(terminated[t], 0.0, following)
+        returns[t] = following
+    return returns
+
+
+class Trainer:
+    """IAR-A2C and its rivals on a batch of environments; `step()` is one rollout and one update.
+
+    env: a batched environment (`flowrl.envs`); its `valid` is the oracle unless another one is given.
+    """
+
+    def __init__(self, config, env, oracle=None):
+        self.config, self.env, self.device = config, env, env.device
+        self.oracle = oracle or env.valid
+        self.fallback = getattr(env, "fallback", None)
+        self.generator = seeded(config.seed, "policy", env.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeded(config.seed, "weights").initial_seed())
+            encoder = make_encoder(env, config.hidden)
+            self.policy = POLICIES[config.policy](encoder, config.hidden, env.action_sizes, config).to(env.device)
+            self.critic = Critic(env, config).to(env.device)
+        self.posterior = getattr(self.policy, "posterior", None)
+        actor = [module for name, module in self.policy.named_children() if name != "posterior"]
+        modules = {"actor": actor, "critic": [self.critic]} | (
+            {"posterior": [self.posterior]} if self.posterior else {}
+        )
+        self.parameters = {name: flat_parameters(*group) for name, group in modules.items()}
+        self.optimisers = {
+            name: torch.optim.RMSprop([flat], lr=config.critic_lr if name == "critic" else config.actor_lr, alpha=0.99,
+                                      eps=1e-5)
+            for name, flat in self.parameters.items()
+        }  # fmt: skip
+        self.memory: list[Tensor] = []
+        self.observation = env.reset()
+        self.env_steps = 0
+        self.updates = 0
+        self.counts = dict.fromkeys(COUNTS, 0)
+        self.sums = torch.zeros(len(MEANS), device=env.device)
+
+    # ------------------------------------------------------------------------------------------------ acting
+
+    def decide(self, observation: Tensor, generator: torch.Generator) -> tuple[rejection.Decision, dict]:
+        return rejection.decide(self.policy, self.oracle, observation, self.config, generator, self.fallback)
+
+    def rollout(self) -> Rollout:
+        """n_steps in every environment, with the policy as it stands."""
+        decisions, steps = [], []
+        for _ in range(self.config.n_steps):
+            decision, counts = self.decide(self.observation, self.generator)
+            step = self.env.step(decision.action)
+            self.observation = step.observation
+            decisions.append(decision)
+            steps.append(step)
+            for name, count in counts.items():
+                self.counts[name] += count
+            self.counts["states"] += len(decision.action)
+            self.counts["draws"] += decision.draws.sum()
+            self.counts["valid"] += decision.n_valid.sum()
+        self.env_steps += self.config.n_steps * len(self.observation)
+        stacked = [torch.stack([getattr(step, name) for step in steps]) for name in Rollout._fields[1:]]
+        return Rollout(decisions, *stacked)
+
+    # ---------------------------------------------------------------------------------------------- learning
+
+    def step(self) -> None:
+        """One rollout, one update; Algorithm 1 after it where the estimator has a posterior."""
+        if self.posterior is not None and not self.memory:
+            self._fit_posterior_first()
+        rollout = self.rollout()
+        self.update(rollout)
+        if self.posterior is not None:
+            self._remember(rollout)
+            for _ in range(self.config.elbo_steps):
+                self.elbo_step(self._elbo_groups())
+
+    def annealed(self) -> float:
+        """1 at the start, linearly to 0 at `anneal` of the run."""
+        return max(0.0, 1 - self.env_steps / max(1, self.config.anneal * self.config.steps))
+
+    def update(self, rollout: Rollout) -> None:
+        """Gradient step of actor and critic on n_steps × n_envs states."""
+        config = self.config
+        observation = torch.cat([decision.observation for decision in rollout.decisions])
+        with torch.no_grad():
+            next_value = self.critic(rollout.final_observation.flatten(0, 1)).view_as(rollout.reward)
+            returns = n_step_returns(
+                rollout.reward, rollout.terminated, rollout.truncated, next_value, config.gamma
+            ).flatten()
+        value = self.critic(observation)
+        advantage = (returns - value).detach()
+        value_loss = (returns - value).square().mean()
+
+        decision = _concatenated(rollout.decisions)
+        n_valid = decision.n_valid
+        decision = rejection.at_most(decision, config.n_correction)
+        features = self.policy.features(observation, decision.mask)
+        surrogate = self.policy.score_surrogate(features, decision.sample, self.generator)
+        weights, entropy, regulariser = self._weights(decision, n_valid, advantage, features, surrogate)
+        actor_loss = -(weights * surrogate).sum(-1).mean() + regulariser
+
+        self._zero_gradients()
+        (actor_loss + config.value_coef * value_loss).backward()
+        actor, critic = ["actor", "posterior"] if self.posterior else ["actor"], ["critic"]
+        if config.joint_clip:
+            norm = self._clip([*actor, *critic])
+            norms = norm, norm
+        else:
+            norms = self._clip(actor), self._clip(critic)
+        self._descend([*actor, *critic])
+        self.updates += 1
+        self.sums[:4] += torch.stack((entropy, *norms, value_loss.detach()))
+
+    def _weights(self, decision, n_valid, advantage, features, surrogate) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Weight of every draw's score (B, S), the entropy estimate, and what is added to the loss."""
+        config, now, valid = self.config, self.annealed(), decision.valid
+        exact = getattr(self.policy, "entropy", None)
+        if exact is not None:
+            entropy = exact(features).mean()
+            return (
+                rejection.executed_weights(decision) * advantage[:, None],
+                entropy.detach(),
+                -config.entropy * now * entropy,
+            )
+        same = rejection.same_action(to_flat(decision.sample.action, self.policy.sizes), valid)
+        shared = config.policy == "flow" and config.estimator == "rb"
+        executed = rejection.shared_weights(decision, same) if shared else rejection.executed_weights(decision)
+        corrected = rejection.correction_weights(executed, valid, n_valid, decision.draws, config.correction)
+        log_prob = rejection.count_log_prob(same, valid) if config.policy == "flow" else surrogate.detach()
+        weights = (
+            corrected * advantage[:, None]
+            + config.valid_bonus * rejection.bonus_weights(valid)
+            + config.entropy * now * rejection.entropy_weights(log_prob, valid)
+        ) * decision.sampled[:, None]
+        entropy = -(rejection.bonus_weights(valid) * log_prob).sum(-1).mean()
+        kl = 0.0
+        if config.latent_kl and now:
+            kl = config.latent_kl * now * self.policy.latent_kl(features, KL_DRAWS, self.generator).mean()
+        return weights, entropy, kl
+
+    def _zero_gradients(self) -> None:
+        for flat in self.parameters.values():
+            flat.grad.zero_()
+
+    def _clip(self, groups: list[str]) -> Tensor:
+        """Scale the groups' gradients to a joint norm of `clip` at most; the norm before."""
+        gradients = [self.parameters[name].grad for name in groups]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        for gradient in gradients:
+            gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1))
+        return norm
+
+    def _descend(self, groups: list[str]) -> None:
+        for name in groups:
+            self.optimisers[name].step()
+
+    # --------------------------------------------------------------------------- Algorithm 1: the posterior
+
+    def _remember(self, rollout: Rollout) -> None:
+        self.memory.append(torch.cat([decision.observation for decision in rollout.decisions]))
+        del self.memory[:-MEMORY]
+
+    def elbo_step(self, groups: list[str]) -> None:
+        """Algorithm 1: ascend mean[log p(v|s) − log q(v|a, s)] in the groups, on recent states and fresh actions."""
+        config, states = self.config, torch.cat(self.memory)
+        rows = torch.randint(len(states), (config.elbo_batch,), generator=self.generator, device=self.device)
+        features = self.policy.features(states[rows])
+        action = self.policy.sample(features, 1, self.generator).action
+        w, ties = self.policy.log_weights(features, action, config.n_posterior, self.generator)
+        self._zero_gradients()
+        (-w.mean()).backward()
+        self._clip(groups)
+        self._descend(groups)
+        self.sums[4:] += torch.stack((w.detach().mean(), ties.float())) / max(1, config.elbo_steps)
+
+    def _elbo_groups(self) -> list[str]:
+        """(φ, w, ψ) as printed; ψ alone where the posterior only proposes and must not move the policy."""
+        return ["posterior"] if self.config.estimator == "cis" else ["actor", "posterior"]
+
+    def _fit_posterior_first(self) -> None:
+        """Algorithm 1 on the posterior alone, before the policy moves: an unfitted posterior's gradient is noise."""
+        if not self.config.posterior_fit_steps:
+            return
+        for _ in range(MEMORY):
+            self._remember(self.rollout())
+        for _ in range(self.config.posterior_fit_steps):
+            self.elbo_step(["posterior"])
+        self.sums[4:] = 0
+
+    # -------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, env, n_episodes: int, generator: torch.Generator) -> tuple[Tensor, dict]:
+        """Undiscounted returns (n_episodes,) of the policy with rejection, one episode in each environment of `env`.
+
+        env: a batch of n_episodes environments apart from training. Also the counts that `decide` gives.
+        """
+        observation = env.reset()
+        returns = torch.zeros(n_episodes, dtype=torch.float64, device=self.device)
+        running = torch.ones(n_episodes, dtype=torch.bool, device=self.device)
+        totals = dict.fromkeys(("states", "resamples", "enumerations", "fallbacks", "asked"), 0)
+        while running.any():
+            decision, counts = self.decide(observation, generator)
+            for name, count in counts.items():
+                totals[name] += count
+            totals["states"] += n_episodes
+            step = env.step(decision.action)
+            returns += torch.where(running, step.reward, 0.0)
+            running &= ~(step.terminated | step.truncated)
+            observation = step.observation
+        return returns, totals
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict:
+        """All that the rest of the run depends on."""
+        return {
+            "policy": self.policy.state_dict(), "critic": self.critic.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "generator": self.generator.get_state(), "env": self.env.state_dict(), "observation": self.observation,
+            "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
+            "sums": self.sums,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.env.load_state_dict(state["env"])
+        for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
+            setattr(self, name, state[name])
+
+    def summary(self) -> dict:
+        """Counts since the start, means since the last summary, as plain numbers."""
+        counts = {name: int(count) for name, count in self.counts.items()}
+        means = dict(zip(MEANS, (self.sums / max(1, self.updates)).tolist(), strict=True))
+        if self.posterior is None:
+            means["elbo"] = math.nan
+        self.updates = 0
+        self.sums = torch.zeros_like(self.sums)
+        return counts | means
+
+
+def _concatenated(decisions: list[rejection.Decision]) -> rejection.Decision:
+    """Decisions of several steps as one batch."""
+    if len(decisions) == 1:
+        return decisions[0]
+    columns = zip(*decisions, strict=True)
+    joined = []
+    for column in columns:
+        if isinstance(column[0], Sample):
+            joined.append(Sample(*(None if x[0] is None else torch.cat(x) for x in zip(*column, strict=True))))
+        else:
+            joined.append(None if column[0] is None else torch.cat(column))
+    return rejection.Decision(*joined)

@@ -1,0 +1,295 @@
+"""Settings of a training run, the methods as named sets of them, and experiments.yaml resolved to runs.
+
+A run is one frozen `TrainConfig`. A method (`iar-a2c`, `mask`, …) is a set of values for its fields, so every ablation
+is a method plus overrides. Paper: section 3, Algorithms 1 and 2, Table A.2. Every error is one line that names the
+fault and what is allowed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import yaml
+
+from .envs.city import City
+
+SCALES = ("smoke", "quick", "paper")
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or may not have this value."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's record; times are counted in environment steps over all environments."""
+
+    env: str  # a name from `python -m flowrl list`, or the path of an instance file
+    method: str  # the named set of values that this configuration started from
+    seed: int = 0  # every generator is seeded from (seed, purpose)
+    steps: int = 200_000  # environment steps of training
+
+    # policy
+    policy: Literal["flow", "masked", "autoregressive"] = "flow"  # what draws the actions
+    coupling: Literal["additive", "affine"] = "additive"  # the latent flow's layers
+    n_couplings: int = 2  # coupling layers of the policy's flow; 0: a Gaussian's argmax
+    base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
+    hidden: int = 256  # width of the encoders
+    policy_hidden: int = 32  # width of the networks behind them: couplings, posterior, LSTM
+
+    # rejection
+    n_draws: int = 64  # S, actions drawn a state
+    n_correction: int = 64  # M, most valid draws a state that the gradient uses
+    max_draws: int = 4096  # most draws a state, redraws included
+    enumerate_limit: int = 10_000  # |A| up to which A is enumerated when no draw was valid; 0: never
+    correction: Literal["none", "paper", "mean", "leave_one_out"] = "leave_one_out"  # of the gradient
+    valid_bonus: float = 0.01  # λ of the valid-mass bonus λ ∇log Z(s)
+
+    # score and log-probability
+    estimator: Literal["rb", "latent", "cis", "elbo", "cubo", "iwae", "sandwich"] = "rb"  # of ∇log π, flow policy only
+    alpha: Literal["static", "trainable", "adaptive"] = "static"  # the sandwich's weight
+    n_posterior: int = 4  # N, posterior samples an action
+    posterior: Literal["gaussian", "flow"] = "flow"  # q(v|a, s), before the soft threshold
+    posterior_couplings: int = 2  # coupling layers of a flow posterior
+    elbo_batch: int = 256  # states in one step of Algorithm 1, in estimators that need a posterior
+    elbo_steps: int = 1  # steps of Algorithm 1 after every policy update
+    posterior_fit_steps: int = 200  # steps of Algorithm 1, posterior alone, before the first policy update
+
+    # regularisers; both fall linearly to 0 at `anneal` of the run
+    entropy: float = 0.15  # coefficient β of the policy's entropy
+    latent_kl: float = 0.005  # coefficient of KL(p(v|s) ‖ N(0, I)); flow policy only
+    anneal: float = 0.9  # share of the run after which both are 0
+
+    # A2C
+    n_envs: int = 64  # environments in parallel
+    n_steps: int = 1  # steps of each environment in a rollout
+    gamma: float = 0.95  # discount γ
+    actor_lr: float = 1e-3  # RMSprop learning rate of policy and posterior
+    critic_lr: float = 5e-3  # RMSprop learning rate of the critic
+    clip: float = 0.5  # largest gradient norm
+    joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
+    value_scale: float = 20.0  # the critic's output is multiplied by it
+    value_coef: float = 0.5  # weight of the squared value error
+
+    # evaluation
+    eval_every: int = 5_000  # environment steps between evaluations
+    eval_episodes: int = 10  # episodes an evaluation
+    final_episodes: int = 500  # episodes of the evaluation at the end
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("gamma", "anneal"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
+        if self.clip <= 0:
+            raise ConfigError(f"clip is {self.clip}; it must be positive")
+        if self.max_draws < self.n_draws:
+            raise ConfigError(f"max_draws is {self.max_draws}; it must be at least n_draws, {self.n_draws}")
+
+    def hash(self) -> str:
+        """Twelve hex digits over all fields but the seed, the environment by its content: equal hashes, equal runs."""
+        return _hash(dataclasses.asdict(self), self.env_digest())
+
+    def env_digest(self) -> str:
+        """The environment by its content, so that a city counts, not its file's name."""
+        return City.load(self.env).digest
+
+    def made(self, facts: dict) -> bool:
+        """Whether a record is of this configuration; settings that are newer than it count as their defaults."""
+        return _hash(_DEFAULTS | facts["config"], facts["env_digest"]) == self.hash()
+
+
+def _hash(fields: dict, env_digest: str) -> str:
+    fields = {name: value for name, value in fields.items() if name not in ("seed", "env")} | {"env": env_digest}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+
+
+_AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
+                 "eval_every",
+                 "eval_episodes", "final_episodes")  # fmt: skip
+_NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
+                 "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "critic_lr", "value_coef",
+                 "value_scale")  # fmt: skip
+
+
+def _checked(field: dataclasses.Field, value):
+    """The value in the field's type, read from text where it comes from the command line."""
+    choices = get_args(field.type)
+    if choices:
+        if value not in choices:
+            raise ConfigError(f"{field.name} is {value!r}; allowed: {', '.join(choices)}")
+        return value
+    if field.type is bool:
+        words = {"true": True, "false": False}
+        if isinstance(value, str) and value.lower() in words:
+            return words[value.lower()]
+        if not isinstance(value, bool):
+            raise ConfigError(f"{field.name} is {value!r}; allowed: true, false")
+        return value
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = field.type(value)
+        if field.type is int and isinstance(value, float) and number != value:
+            raise ValueError
+        if field.type is float and not abs(number) < float("inf"):
+            raise ValueError
+    except (ValueError, TypeError, OverflowError):
+        kind = {int: "a whole number", float: "a finite number", str: "a text"}[field.type]
+        raise ConfigError(f"{field.name} is {value!r}; it must be {kind}") from None
+    return number
+
+
+# what each method is, and where it leaves the defaults of TrainConfig
+DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
+    "iar-a2c": ("ours: flow policy, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", {}),
+    "iar-a2c-paper": ("Algorithm 2 as printed: flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
+        coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
+        n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
+        n_posterior=4, posterior="flow", posterior_fit_steps=0, entropy=0.0, latent_kl=0.0,
+        actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
+    )),
+    "mask": ("a categorical over all of A, masked by asking the oracle for every action", dict(
+        policy="masked", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
+    )),
+    "ar-iar": ("an LSTM over the dimensions, with rejection and the leave-one-out gradient", dict(
+        policy="autoregressive", policy_hidden=64, n_draws=16, latent_kl=0.0,
+    )),
+}  # fmt: skip
+METHODS = {name: settings for name, (_, settings) in DESCRIBED_METHODS.items()}
+
+
+def choose(what: str, name: str, allowed) -> None:
+    """Raise one line that names the allowed values unless `name` is one of them."""
+    if name not in allowed:
+        raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(allowed)}")
+
+
+def make_config(env: str, method: str, overrides: dict | None = None) -> TrainConfig:
+    """The method's settings for an environment, with overrides by field name. Raises ConfigError."""
+    choose("method", method, METHODS)
+    overrides = dict(overrides or {})
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    for key in overrides:
+        choose("setting", key, [name for name in names if name not in ("env", "method")])
+    return TrainConfig(**(METHODS[method] | overrides | {"env": env, "method": method}))
+
+
+def describe_settings() -> list[tuple[str, str, object, str]]:
+    """Name, type or choices, default and meaning (the comment beside the field) of every setting."""
+    lines = inspect.getsource(TrainConfig).splitlines()
+    described = []
+    for field in dataclasses.fields(TrainConfig):
+        line = next(line for line in lines if line.strip().startswith(f"{field.name}:"))
+        kind = " | ".join(get_args(field.type)) or field.type.__name__
+        default = "" if field.default is dataclasses.MISSING else field.default
+        described.append((field.name, kind, default, line.partition("  # ")[2]))
+    return described
+
+
+# ------------------------------------------------------------------------------------------- experiments.yaml
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of an experiment: where its record lies and what it trains."""
+
+    label: str  # the folder under the environment, a name in legends
+    config: TrainConfig
+
+    def path(self, root: Path, scale: str) -> Path:
+        """The record without its suffix: <root>/<scale>/<environment>/<label>/seed<k>."""
+        return Path(root) / scale / Path(self.config.env).stem / self.label / f"seed{self.config.seed}"
+
+    def settings(self) -> dict:
+        """The fields that differ from the method's own, but for those the command line has options of its own for."""
+        plain = make_config(self.config.env, self.config.method, {"seed": self.config.seed, "steps": self.config.steps})
+        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(plain)
+        return {name: value for name, value in ours.items() if value != theirs[name]}
+
+
+@functools.cache
+def _read(path: Path) -> dict:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict) or set(data) != {"scales", "experiments"}:
+        raise ConfigError(f"{path}: the top-level keys must be scales, experiments")
+    choose(f"scale in {path}:", next(iter(set(data["scales"]) - set(SCALES)), SCALES[0]), SCALES)
+    return data
+
+
+def experiments(path: Path) -> dict[str, dict]:
+    """Every experiment of experiments.yaml by name, as written. Raises ConfigError naming file and key."""
+    keys = {"notebook", "environments", "runs", "title"}
+    data = _read(Path(path))["experiments"]
+    for name, experiment in data.items():
+        wrong = keys.symmetric_difference(experiment)
+        if wrong:
+            raise ConfigError(f"{path}: experiment {name}: missing or unknown key {min(wrong)!r}; keys: {sorted(keys)}")
+    return data
+
+
+def runs(path: Path, experiment: str, scale: str) -> list[Run]:
+    """All runs of one experiment at one scale: environments × runs × seeds. Raises ConfigError."""
+    choose("scale", scale, SCALES)
+    named = experiments(path)
+    choose("experiment", experiment, named)
+    settings = dict(_read(Path(path))["scales"][scale])
+    seeds = settings.pop("seeds")
+    found = []
+    for env in named[experiment]["environments"]:
+        if env.endswith(".json"):  # a city's file, given relative to experiments.yaml
+            env = str(Path(path).parent / env)
+        for label, entry in named[experiment]["runs"].items():
+            entry = dict(entry or {})
+            method = entry.pop("method", label)
+            for seed in range(seeds):
+                try:
+                    found.append(Run(label, make_config(env, method, settings | entry | {"seed": seed})))
+                except ValueError as error:
+                    raise ConfigError(f"{path}: experiment {experiment}, run {label}: {error}") from None
+    return found
+
+
+def planned(path: Path, root: Path) -> dict[Path, Run]:
+    """Every run of every experiment and scale by its record's path. Raises ConfigError if a path stands for two."""
+    found: dict[Path, Run] = {}
+    for scale in SCALES:
+        for experiment in experiments(path):
+            for run in runs(path, experiment, scale):
+                record = run.path(root, scale)
+                if found.setdefault(record, run) != run:
+                    raise ConfigError(f"{path}: experiment {experiment}: another trains {record} with other settings")
+    return found
+
+
+def scale_drawn(path: Path, experiment: str, root: Path, scale: str = "auto") -> str:
+    """The scale whose records under `root` an experiment is drawn from.
+
+    `scale` itself; for "auto" the larger of paper and quick with all its records there, else quick. Raises ConfigError.
+    """
+    choose("scale", scale, (*SCALES, "auto"))
+    if scale != "auto":
+        return scale
+    for largest_first in ("paper", "quick"):
+        records = [run.path(root, largest_first) for run in runs(path, experiment, largest_first)]
+        if all(record.with_name(record.name + suffix).exists() for record in records for suffix in (".csv", ".json")):
+            return largest_first
+    return "quick"

@@ -1,0 +1,54 @@
+"""State encoders E_φ: observations (B, …) → features (B, hidden) (paper, section 3.1, Table A.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class MLPEncoder(nn.Module):
+    """Two hidden layers over the flattened observation."""
+
+    def __init__(self, observation_shape: tuple[int, ...], hidden: int):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(observation_shape), hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, hidden),
+            nn.Tanh(),
+        )
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observation (B, …) float32 → (B, hidden)."""
+        return self.net(observation)
+
+
+class GraphEncoder(nn.Module):
+    """One round of messages over the city's graph, with a learnt identity for every node, then a layer over all nodes.
+
+    h_k = relu(W [x_k, Σ_m Â_km x_m] + e_k), features = relu(U [h_1 … h_K] + u), with Â the adjacency, rows summing
+    to one. The identity e_k, and U, tell symmetric districts apart.
+    """
+
+    def __init__(self, adjacency: Tensor, n_inputs: int, hidden: int, node_hidden: int = 16):
+        super().__init__()
+        self.register_buffer("neighbours", (adjacency / adjacency.sum(-1, keepdim=True)).float(), persistent=False)
+        n_nodes = len(adjacency)
+        self.node = nn.Linear(2 * n_inputs, node_hidden, bias=False)
+        self.identity = nn.Parameter(torch.randn(n_nodes, node_hidden) / math.sqrt(node_hidden))
+        self.out = nn.Linear(n_nodes * node_hidden, hidden)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observation (B, K, n_inputs) float32 → (B, hidden)."""
+        messages = self.neighbours @ observation
+        nodes = (self.node(torch.cat((observation, messages), -1)) + self.identity).relu()
+        return self.out(nodes.flatten(1)).relu()
+
+
+def make_encoder(env, hidden: int) -> nn.Module:
+    """The encoder that fits an environment's observations: over its graph where it has one, else an MLP."""
+    adjacency = getattr(env, "adjacency", None)
+    if adjacency is not None:
+        return GraphEncoder(adjacency, env.observation_shape[-1], hidden)
+    return MLPEncoder(env.observation_shape, hidden)

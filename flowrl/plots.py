@@ -1,0 +1,175 @@
+"""Figures: data and an axis in, an axis out; one style, and for every method one colour, dash and marker for good.
+
+Colours are told apart under the common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the
+same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
+"""
+
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from .records import Record, by_label, caption
+from .stats import bootstrap_interval, iqm, normalised_score, on_common_grid
+
+
+class Method(NamedTuple):
+    """How a run's label is shown."""
+
+    name: str
+    colour: str
+    dashes: str | tuple
+    marker: str
+
+
+METHODS = {
+    "iar-a2c": Method("IAR-A2C (ours)", "#0072B2", "-", "o"),
+    "iar-a2c-paper": Method("IAR-A2C as printed", "#56B4E9", (0, (5, 1.5)), "s"),
+    "mask": Method("MASK", "#E69F00", (0, (6, 1.5, 1.5, 1.5)), "^"),
+    "ar-iar": Method("AR+IAR", "#009E73", (0, (2.5, 1.2)), "D"),
+    "wol-ddpg": Method("Wol-DDPG", "#D55E00", (0, (1, 1)), "v"),
+    "a2c": Method("A2C", "#000000", (0, (4, 1, 1, 1, 1, 1)), "P"),
+    "factored": Method("Factored", "#999933", (0, (8, 2)), "X"),
+    "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "*"),
+    "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
+}
+REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
+GREY, WARNING = "#555555", "#a00000"
+
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "flowrl",
+}
+
+
+def method(label: str) -> Method:
+    """How a run's label is shown. Raises ValueError for one that has no colour yet."""
+    if label not in METHODS:
+        raise ValueError(f"no colour for run {label!r} in flowrl/plots.py; there are: {', '.join(METHODS)}")
+    return METHODS[label]
+
+
+def learning_curve(ax: Axes, runs: list[Record], column: str = "eval_return_mean") -> Axes:
+    """A line a label: interquartile mean over seeds, with its 95 % bootstrap interval, against environment steps."""
+    for label, group in by_label(runs).items():
+        name, colour, dashes, _ = method(label)
+        steps, values = on_common_grid([(run.curve["env_steps"], run.curve[column]) for run in group])
+        low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
+        ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=4 if label == "iar-a2c" else 3)
+        ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.margins(x=0)
+    return ax
+
+
+def final_scores(ax: Axes, runs: list[Record]) -> Axes:
+    """A marker a seed, right of the curves: the exact return of its final policy, or the episodes' mean without it."""
+    last = max(run.facts["env_steps"] for run in runs)
+    for i, (label, group) in enumerate(by_label(runs).items()):
+        _, colour, _, marker = method(label)
+        exact = [run.facts["final_exact_return"] for run in group]
+        returns = [run.facts["final_return_mean"] if e is None else e for run, e in zip(group, exact, strict=True)]
+        x = np.full(len(returns), last * (1.035 + 0.035 * i))
+        ax.plot(x, returns, marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6, zorder=5)
+    ax.set_xlim(right=last * (1.035 + 0.035 * len(by_label(runs))))
+    return ax
+
+
+def reference_lines(ax: Axes, reference: dict, labels: tuple[str, ...] = tuple(REFERENCES)) -> Axes:
+    """Lines at the exact returns: optimum dashed, go-and-stay and random dotted; those in `labels` bear their names."""
+    for key, name in REFERENCES.items():
+        dashed = key == "optimal"
+        ax.axhline(reference[key], color="black" if dashed else GREY, linestyle="--" if dashed else ":", linewidth=1.2)
+        if key in labels:
+            side, gap = ("top", -2) if key == "uniform_valid" else ("bottom", 2)
+            place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side, fontsize=9, color=GREY)
+            ax.annotate(name, (0, reference[key]), (4, gap), **place)
+    return ax
+
+
+def normalised_axis(ax: Axes, reference: dict, label: bool = True) -> Axes:
+    """A second y-axis on the right: 0 at the return of random valid actions, 1 at the optimum."""
+    span = reference["optimal"] - reference["uniform_valid"]
+    second = ax.secondary_yaxis(
+        "right",
+        functions=(lambda y: normalised_score(y, reference), lambda score: reference["uniform_valid"] + score * span),
+    )
+    second.tick_params(labelsize=9, colors=GREY)
+    if label:
+        second.set_ylabel("normalised score", color=GREY)
+    return ax
+
+
+def whole_range(runs: list[Record], reference: dict) -> tuple[float, float]:
+    """From below random actions and the curves, but no lower than a score of about −1, to above the optimum."""
+    span = reference["optimal"] - reference["uniform_valid"]
+    lowest = min(run.curve["eval_return_mean"].min() for run in runs)
+    below = np.clip(reference["uniform_valid"] - lowest, 0.2 * span, span)
+    return reference["uniform_valid"] - below - 0.05 * span, reference["optimal"] + 0.14 * span
+
+
+def last_stretch(reference: dict) -> tuple[float, float]:
+    """From a normalised score of 0.8, or twice the plateau's distance, to above the optimum: where policies differ."""
+    gap = reference["optimal"] - reference["go_and_stay"]
+    span = reference["optimal"] - reference["uniform_valid"]
+    return reference["optimal"] - max(0.2 * span, 2 * gap), reference["optimal"] + 0.35 * gap
+
+
+def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = True, rightmost: bool = True) -> None:
+    """One environment's runs, twice: above from random to the optimum, below the last stretch; with final scores."""
+    top, bottom = axes
+    reference = runs[0].facts["reference"]
+    for ax, limits in ((top, whole_range(runs, reference)), (bottom, last_stretch(reference))):
+        learning_curve(ax, runs).set_ylim(*limits)
+        final_scores(ax, runs)
+        normalised_axis(ax, reference, label=rightmost)
+        if leftmost:
+            ax.set_ylabel("return of an episode")
+    reference_lines(top, reference, labels=("optimal", "uniform_valid"))
+    reference_lines(bottom, reference, labels=("optimal", "go_and_stay"))
+    top.axhspan(*last_stretch(reference), color="#f2f2f2", zorder=0, linewidth=0)
+    bottom.set_facecolor("#f2f2f2")
+    bottom.grid(color="white")
+    top.set_title(runs[0].facts["environment"], fontweight="bold")
+    top.tick_params(labelbottom=False)
+    bottom.set_xlabel("environment steps")
+
+
+def environments(groups: dict[str, list[Record]], title: str) -> Figure:
+    """A column an environment, a legend, and the caption that its records call for."""
+    with plt.rc_context(STYLE):
+        width = max(3.1 * len(groups) + 0.6, 5.2)
+        fig, axes = plt.subplots(2, len(groups), figsize=(width, 6.4), squeeze=False, layout="constrained")
+        for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
+            environment(pair, runs, leftmost=i == 0, rightmost=i == len(groups) - 1)
+        handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
+        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
+                   ncols=len(handles) if width > 8 else 2, handlelength=3.2)  # fmt: skip
+        runs = [run for group in groups.values() for run in group]
+        colour = WARNING if any(run.stale for run in runs) else GREY
+        fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)
+    return fig
+
+
+def save(fig: Figure, stem: Path) -> None:
+    """Write <stem>.pdf and <stem>.png; equal figures are equal bytes."""
+    Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    with plt.rc_context(STYLE):
+        fig.savefig(f"{stem}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        fig.savefig(f"{stem}.png", metadata={"Software": None})

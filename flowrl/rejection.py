@@ -1,0 +1,232 @@
+"""Rejection of invalid actions and the gradient it asks for (paper, section 5: Theorem 1, Lemma 1, Algorithm 2).
+
+S actions are drawn a state, the oracle says which are valid, one of the l valid ones, uniformly, is executed. An action
+that the oracle refused is never executed: without a valid draw S is doubled up to a cap, then A is enumerated if it is
+small, then the environment's fallback is asked, else `NoValidActionError`. Such steps carry no policy gradient.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .policies import Sample, to_digits
+
+
+class NoValidActionError(RuntimeError):
+    """No valid action was found in a state, by any means allowed."""
+
+
+class Decision(NamedTuple):
+    """What was drawn in B states, S draws each, and what is executed."""
+
+    observation: Tensor  # (B, …)
+    mask: Tensor | None  # (B, |A|) bool, for policies that ask the oracle for all of A
+    sample: Sample  # (B, S, D), and latents; where redrawn, valid draws first
+    valid: Tensor  # (B, S) bool
+    n_valid: Tensor  # (B,) int64, l in the paper's formulas, all valid draws
+    draws: Tensor  # (B,) int64, S in the paper's formulas, all draws made
+    chosen: Tensor  # (B,) int64, which of the S is executed
+    action: Tensor  # (B, D) int64, executed
+    sampled: Tensor  # (B,) bool: executed from the draws, not from enumeration or fallback
+
+
+def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
+    """The oracle's answer for actions (B, S, D) → (B, S) bool; ValueError unless it has that shape and type."""
+    valid = oracle(observation, action)
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != action.shape[:2]:
+        got = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
+        raise ValueError(f"the oracle returned {got}; it must return a torch.bool tensor {tuple(action.shape[:2])}")
+    return valid
+
+
+def all_actions(sizes: tuple[int, ...], device) -> Tensor:
+    """Every action in mixed-radix order, (|A|, D) int64."""
+    return to_digits(torch.arange(math.prod(sizes), device=device), sizes)
+
+
+def _pick(valid: Tensor, generator) -> Tensor:
+    """Uniformly one of the valid ones in each row: (B, S) bool → (B,) int64."""
+    noise = torch.rand(valid.shape, generator=generator, device=valid.device)
+    return ((1 + noise) * valid).argmax(-1)  # 1 + noise: a draw of exactly 0 must not lose to an invalid one
+
+
+def decide(policy, oracle, observation: Tensor, config, generator, fallback=None) -> tuple[Decision, dict]:
+    """Draw, ask, reject, choose: one executed action for each of B states, never one that the oracle refused.
+
+    oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None.
+    Returns the decision and counts: `resamples` (states that needed more than S draws), `enumerations`, `fallbacks`,
+    `asked` (actions put to the oracle). Raises NoValidActionError.
+    """
+    counts = {"resamples": 0, "enumerations": 0, "fallbacks": 0, "asked": 0}
+    B, S = len(observation), config.n_draws
+    with torch.no_grad():
+        if getattr(policy, "needs_mask", False):
+            everything = all_actions(policy.sizes, observation.device).expand(B, -1, -1)
+            mask = ask(oracle, observation, everything)
+            _refuse(observation, mask.any(-1), mask.shape[1])
+            counts["asked"] = mask.numel()
+            sample = policy.sample(policy.features(observation, mask), 1, generator)
+            ones = torch.ones(B, dtype=torch.int64, device=observation.device)
+            yes = ones.bool()
+            return Decision(
+                observation, mask, sample, yes[:, None], ones, ones, ones - 1, sample.action[:, 0], yes
+            ), counts
+        sample = policy.sample(policy.features(observation), S, generator)
+        valid = ask(oracle, observation, sample.action)
+        draws = torch.full((B,), S, device=observation.device)
+        counts["asked"] = B * S
+        needed = 2 if config.correction == "leave_one_out" else 1
+        n_valid = valid.sum(-1)
+        short = n_valid < needed
+        if short.any():
+            counts["resamples"] = int(short.sum())
+            sample, valid, n_valid, draws = _redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
+                                                    config, generator, counts)  # fmt: skip
+        chosen = _pick(valid, generator)
+        action = sample.action[torch.arange(B, device=chosen.device), chosen]
+        sampled = valid.any(-1) if counts["resamples"] else torch.ones_like(short)
+        if counts["resamples"] and not sampled.all():
+            action = action.clone()
+            action[~sampled] = _without_draws(policy.sizes, oracle, observation[~sampled], draws[~sampled], config,
+                                              generator, fallback, counts)  # fmt: skip
+        return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled), counts
+
+
+def _redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts):
+    """Double the draws of states short of valid ones until they have `needed` or the cap is met; keep S, valid first.
+
+    Stopping depends on counts only, so the valid draws stay independent draws from π'.
+    """
+    S, more = config.n_draws, config.n_draws
+    sample = Sample(sample.action.clone(), None if sample.latent is None else sample.latent.clone())
+    valid, n_valid, draws = valid.clone(), n_valid.clone(), draws.clone()
+    rows = (n_valid < needed).nonzero().squeeze(-1)
+    while len(rows) and int(draws[rows[0]]) < config.max_draws:
+        more = min(2 * more, config.max_draws - int(draws[rows[0]]))
+        new = policy.sample(policy.features(observation[rows]), more, generator)
+        new_valid = ask(oracle, observation[rows], new.action)
+        counts["asked"] += new_valid.numel()
+        draws[rows] += more
+        n_valid[rows] += new_valid.sum(-1)
+        both = torch.cat((valid[rows], new_valid), 1)
+        order = torch.sort(both, dim=1, descending=True, stable=True).indices[:, :S]
+        for old, fresh in zip(sample, new, strict=True):
+            if old is not None:
+                joined = torch.cat((old[rows], fresh), 1)
+                index = order.reshape(*order.shape, *[1] * (joined.dim() - 2)).expand(-1, -1, *joined.shape[2:])
+                old[rows] = joined.gather(1, index)
+        valid[rows] = both.gather(1, order)
+        rows = rows[n_valid[rows] < needed]
+    return sample, valid, n_valid, draws
+
+
+def _without_draws(sizes, oracle, observation, draws, config, generator, fallback, counts) -> Tensor:
+    """Valid actions (b, D) for states without a valid draw: by enumerating A, else the environment's fallback."""
+    if math.prod(sizes) <= config.enumerate_limit:
+        everything = all_actions(sizes, observation.device)
+        valid = ask(oracle, observation, everything.expand(len(observation), -1, -1))
+        counts["enumerations"] += len(observation)
+        counts["asked"] += valid.numel()
+        _refuse(observation, valid.any(-1), len(everything))
+        return everything[_pick(valid, generator)]
+    action = None if fallback is None else fallback(observation)
+    if action is None:
+        _refuse(observation, torch.zeros(len(observation), dtype=torch.bool, device=observation.device), int(draws[0]))
+    counts["fallbacks"] += len(observation)
+    counts["asked"] += len(observation)
+    _refuse(observation, ask(oracle, observation, action[:, None])[:, 0], int(draws[0]))
+    return action
+
+
+def _refuse(observation: Tensor, found: Tensor, tried: int) -> None:
+    if not found.all():
+        state = observation[(~found).nonzero()[0, 0]].flatten().tolist()
+        raise NoValidActionError(
+            f"no valid action in state {[round(x, 3) for x in state]}: {tried} actions tried, valid rate 0; "
+            "raise max_draws or enumerate_limit, or give the environment a fallback(observation)"
+        )
+
+
+# --------------------------------------------------------------------------- weights of ∇log π(a_j|s), j = 1..S
+
+
+def at_most(decision: Decision, m: int) -> Decision:
+    """The executed draw and up to m − 1 other valid ones of each state: as if no more valid draws had been made."""
+    if m >= decision.valid.shape[1]:
+        return decision
+    first = torch.nn.functional.one_hot(decision.chosen, decision.valid.shape[1])
+    index = (decision.valid + 2 * first).topk(m, dim=1).indices  # (B, m), the executed one first
+    sample = Sample(*(None if x is None else _gather_rows(x, index) for x in decision.sample))
+    return decision._replace(
+        sample=sample, valid=decision.valid.gather(1, index), chosen=torch.zeros_like(decision.chosen)
+    )
+
+
+def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
+
+
+def same_action(flat: Tensor, valid: Tensor) -> Tensor:
+    """c_jk = 1[a_j = a_k, both valid]: flat actions (B, S) → (B, S, S) bool."""
+    return (flat.unsqueeze(2) == flat.unsqueeze(1)) & valid.unsqueeze(2) & valid.unsqueeze(1)
+
+
+def executed_weights(decision: Decision) -> Tensor:
+    """e_j: 1 on the executed draw, 0 elsewhere: (B, S)."""
+    return torch.nn.functional.one_hot(decision.chosen, decision.valid.shape[1]).float()
+
+
+def shared_weights(decision: Decision, same: Tensor) -> Tensor:
+    """e_j = c_j / n_a over the draws that share the executed action: the Rao-Blackwellised latent score, (B, S)."""
+    c = same[torch.arange(len(same), device=same.device), decision.chosen].float()
+    return c / c.sum(-1, keepdim=True).clamp_min(1)
+
+
+def correction_weights(executed: Tensor, valid: Tensor, n_valid: Tensor, draws: Tensor, kind: str) -> Tensor:
+    """u_j such that Σ_j u_j ∇log π(a_j|s) stands for ∇log π'(a|s) of the executed a (Theorem 1).
+
+    executed (B, S): e_j, summing to one; valid (B, S) bool; n_valid (B,): l, all valid draws, of which those marked
+    in `valid` are used; draws (B,): S, all draws made.
+      none            e_j
+      paper           e_j − (S/l) v_j / M         Algorithm 2 as printed: S/l² where all M = l are used
+      mean            e_j − v_j / M
+      leave_one_out   e_j − (v_j − e_j) / (M − 1)   unbiased; 0 where M < 2
+    """
+    v = valid.to(executed.dtype)
+    m = v.sum(-1, keepdim=True)
+    if kind == "none":
+        return executed
+    if kind == "mean":
+        return executed - v / m.clamp_min(1)
+    if kind == "paper":
+        return executed - (draws / n_valid.clamp_min(1)).unsqueeze(-1) * v / m.clamp_min(1)
+    if kind == "leave_one_out":
+        return (executed - (v - executed) / (m - 1).clamp_min(1)) * (m >= 2)
+    raise ValueError(f"unknown correction {kind!r}; choose one of: none, paper, mean, leave_one_out")
+
+
+def bonus_weights(valid: Tensor) -> Tensor:
+    """v_j / M: Σ_j weight_j ∇log π(a_j|s) estimates ∇log Z(s), Z(s) = Σ_{b∈C(s)} π(b|s): (B, S)."""
+    v = valid.float()
+    return v / v.sum(-1, keepdim=True).clamp_min(1)
+
+
+def count_log_prob(same: Tensor, valid: Tensor) -> Tensor:
+    """log p̂_j, p̂_j = (n_j − ½)/(l − ½), n_j of the l valid draws sharing a_j: log π'(a_j|s) from counts, (B, S)."""
+    n = same.sum(-1).float()
+    total = valid.sum(-1, keepdim=True).float()
+    return torch.where(valid, ((n - 0.5).clamp_min(0.5) / (total - 0.5).clamp_min(0.5)).log(), 0.0)
+
+
+def entropy_weights(log_prob: Tensor, valid: Tensor) -> Tensor:
+    """−(log π̂_j − mean)/(M − 1) on the valid draws: Σ_j weight_j ∇log π(a_j|s) estimates ∇H(π'(·|s)), (B, S).
+
+    ∇H(π') = −Cov_{π'}(log π', ∇log π): constants in log π (log Z among them) cancel; sample covariance, so unbiased
+    where log π is exact.
+    """
+    v = valid.float()
+    m = v.sum(-1, keepdim=True)
+    centred = (log_prob - (log_prob * v).sum(-1, keepdim=True) / m.clamp_min(1)) * v
+    return -centred / (m - 1).clamp_min(1)

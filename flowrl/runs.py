@@ -1,0 +1,437 @@
+"""Training runs and their records: evaluation, provenance, checkpoints, resume (architecture: "Records").
+
+A record is two small text files: <label>/seed<k>.csv, one row an evaluation, and seed<k>.json, the configuration and
+where, when and with what it was made, with the final evaluation. Both are written under temporary names and renamed,
+the JSON last. Beside them seed<k>.pt holds the checkpoint; after the run, the weights.
+"""
+
+import csv
+import ctypes
+import dataclasses
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from . import envs, exact
+from .a2c import Trainer, seeded
+from .config import ConfigError, TrainConfig
+from .policies import to_flat
+from .stats import normalised_score, plateau_gain
+
+SCHEMA = 1
+CHECKPOINT_SECONDS = 30
+EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium")
+
+
+def _root() -> Path:
+    """The project's folder, whatever the working directory: where experiments.yaml lies."""
+    package = Path(__file__).resolve().parent.parent
+    return package if (package / "experiments.yaml").exists() else Path.cwd()
+
+
+ROOT = _root()
+
+
+class RecordError(ValueError):
+    """A record that can't be read, or may not be overwritten."""
+
+
+class Interrupted(Exception):
+    """The run was stopped and its checkpoint saved."""
+
+
+# ------------------------------------------------------------------------------------------------- records
+
+
+def record_path(out: Path, env: str, label: str, seed: int) -> Path:
+    """The record without its suffix: <out>/<environment>/<label>/seed<k>."""
+    return Path(out) / Path(env).stem / label / f"seed{seed}"
+
+
+def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
+    """The curve and the facts of a record, its path given with or without suffix. Raises RecordError."""
+    facts = read_facts(path)
+    csv_path = _with_suffix(path, ".csv")
+    try:
+        return pd.read_csv(csv_path), facts
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{csv_path}: {' '.join(str(error).split())}") from None
+
+
+def read_facts(path: Path) -> dict:
+    """The JSON of a record. Raises RecordError."""
+    json_path = _with_suffix(path, ".json")
+    try:
+        facts = json.loads(json_path.read_text())
+    except OSError as error:
+        raise RecordError(f"{json_path}: no such record ({error.strerror})") from None
+    except ValueError:
+        raise RecordError(f"{json_path}: not a record, it is not JSON") from None
+    found = facts.get("schema") if isinstance(facts, dict) else None
+    if found != SCHEMA:
+        raise RecordError(f"{json_path}: record of schema {found}; this version reads schema {SCHEMA}")
+    return facts
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    path = Path(path)
+    return path.with_suffix(suffix) if path.suffix in (".csv", ".json", ".pt") else path.with_name(path.name + suffix)
+
+
+def write_record(path: Path, rows: list[dict], facts: dict) -> None:
+    """Write <path>.csv and <path>.json, whole or not at all."""
+    with _replacing(_with_suffix(path, ".csv")) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
+    with _replacing(_with_suffix(path, ".json")) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _replacing(path: Path):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rounded(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def provenance(device: torch.device) -> dict:
+    """Commit, versions and machine that a record is made with."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", "flowrl", "experiments.yaml")),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        },
+        "device": device.type,
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+def make_device(name: str) -> torch.device:
+    """`auto`: a GPU where there is one, else the CPU. Raises ConfigError for a device that isn't there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        there = ["auto", "cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        raise ConfigError(f"device {name!r} is not there; choose one of: {', '.join(there)}") from None
+    return device
+
+
+def one_thread() -> None:
+    """Make torch use one thread, and glibc keep freed memory: returning it each time costs a sixth of the speed."""
+    torch.set_num_threads(1)
+    with suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
+
+
+class Evaluator:
+    """Episodes in environments apart from training, and the exact return where the city is small enough."""
+
+    def __init__(self, config: TrainConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.violations = 0
+
+    def episodes(self, trainer: Trainer, n: int, purpose: str) -> tuple[float, float, dict]:
+        """Mean return of n episodes, its standard error, counts of `decide`; one purpose, one set of draws."""
+        env = envs.make_batched(
+            self.config.env, n, self.device, seeded(self.config.seed, f"env/{purpose}", self.device)
+        )
+        returns, counts = trainer.evaluate(env, n, seeded(self.config.seed, f"policy/{purpose}", self.device))
+        self.violations += int(env.violations)
+        return float(returns.mean()), float(returns.std() / n**0.5) if n > 1 else 0.0, counts
+
+    def exact_return(self, trainer: Trainer) -> float | None:
+        """Expected return of the learnt policy, tabulated from EXACT_DRAWS draws a state; None for large cities."""
+        city = envs.City.load(self.config.env)
+        if city.allocations > exact.MAX_ACTIONS:
+            return None
+        return exact.policy_return(city, *tabulate(trainer, city, seeded(self.config.seed, "exact", self.device)))
+
+
+def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """π' in every reachable state of a city: flat actions and weights (X, K + 1, n); n = EXACT_DRAWS, |A| for MASK.
+
+    Rows where no draw is valid hold what `decide` executes there.
+    """
+    policy, sizes = trainer.policy, trainer.policy.sizes
+    reachable = torch.from_numpy(exact.reachable(city)).repeat_interleave(city.districts + 1)
+    observations = exact.states(city)[reachable].to(trainer.device)
+    actions, weights = [], []
+    for observation in observations.split(chunk):
+        decision, _ = trainer.decide(observation, generator)
+        features = policy.features(observation, decision.mask)
+        if decision.mask is not None:
+            flat = torch.arange(decision.mask.shape[1], device=trainer.device).expand(len(observation), -1)
+            weight = features.exp()
+        else:
+            action = policy.sample(features, EXACT_DRAWS, generator).action
+            valid = trainer.oracle(observation, action)
+            flat = torch.where(valid, to_flat(action, sizes), to_flat(decision.action, sizes)[:, None])
+            weight = torch.where(valid.any(-1, keepdim=True), valid, torch.ones_like(valid)).double()
+        actions.append(flat.cpu())
+        weights.append((weight.double() / weight.sum(-1, keepdim=True)).detach().cpu())
+    table = [torch.zeros(len(reachable), rows[0].shape[-1], dtype=rows[0].dtype) for rows in (actions, weights)]
+    for full, rows in zip(table, (actions, weights), strict=True):
+        full[reachable] = torch.cat(rows)
+    return tuple(full.unflatten(0, (-1, city.districts + 1)) for full in table)
+
+
+class Run:
+    """One training run from start, or checkpoint, to record."""
+
+    def __init__(self, config: TrainConfig, out: Path, label: str | None = None, device: str = "auto", oracle=None):
+        self.config, self.label = config, label or config.method
+        self.device = make_device(device)
+        self.path = record_path(out, config.env, self.label, config.seed)
+        if self.device.type == "cpu":
+            one_thread()
+        env = envs.make_batched(config.env, config.n_envs, self.device, seeded(config.seed, "env", self.device))
+        self.trainer = Trainer(config, env, oracle)
+        self.evaluator = Evaluator(config, self.device)
+        _writable(self.path.parent)
+        self.rows: list[dict] = []
+        self.wall_s = self.train_s = 0.0
+        self.started = _now()
+        self.stop = False
+
+    # the checkpoint: everything, so that a resumed run's record is the same
+
+    def save(self) -> None:
+        state = {
+            "schema": SCHEMA, "config_hash": self.config.hash(), "config": dataclasses.asdict(self.config),
+            "label": self.label, "trainer": self.trainer.state_dict(), "rows": self.rows, "wall_s": self.wall_s,
+            "train_s": self.train_s, "started": self.started, "violations": self.evaluator.violations,
+        }  # fmt: skip
+        with _replacing(_with_suffix(self.path, ".pt")) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self) -> bool:
+        """Take up a checkpoint of the same configuration where there is one."""
+        path = _with_suffix(self.path, ".pt")
+        if not path.exists():
+            return False
+        state = load_checkpoint(path, self.device)
+        if state["config_hash"] != self.config.hash():
+            return False
+        self.trainer.load_state_dict(state["trainer"])
+        self.rows, self.wall_s, self.train_s = state["rows"], state["wall_s"], state["train_s"]
+        self.started, self.evaluator.violations = state["started"], state["violations"]
+        return True
+
+    def train(self, progress: bool = True) -> dict:
+        """Run to the end and write the record; its facts. Raises Interrupted, with a checkpoint saved, on a signal."""
+        config, trainer = self.config, self.trainer
+        start, saved = time.perf_counter() - self.wall_s, time.perf_counter()
+        if not self.rows:
+            self._evaluate(start)
+        bar = tqdm(total=config.steps, initial=trainer.env_steps, unit=" steps", disable=not progress, smoothing=0.05,
+                   desc=f"{Path(config.env).stem} {self.label} seed {config.seed}", mininterval=0.5)  # fmt: skip
+        with bar, self._signals():
+            self._show(bar)
+            while trainer.env_steps < config.steps:
+                began, before = time.perf_counter(), trainer.env_steps
+                try:
+                    trainer.step()
+                except Exception:
+                    self.save()
+                    raise
+                self.train_s += time.perf_counter() - began
+                bar.update(trainer.env_steps - before)
+                due = before // config.eval_every != trainer.env_steps // config.eval_every
+                if due or trainer.env_steps >= config.steps:
+                    self._evaluate(start)
+                    self._show(bar)
+                self.wall_s = time.perf_counter() - start
+                if self.stop:
+                    self.save()
+                    raise Interrupted(f"stopped at {trainer.env_steps} steps; the same command goes on from there")
+                if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.perf_counter()
+        facts = self._facts(start)
+        self.save()
+        write_record(self.path, self.rows, facts)
+        return facts
+
+    def _show(self, bar: tqdm) -> None:
+        row = self.rows[-1]
+        bar.set_postfix_str(f"return {row['eval_return_mean']:.1f}, valid {row['valid_rate']:.2f}")
+
+    @contextmanager
+    def _signals(self):
+        """Ctrl-C and SIGTERM stop the run after the update that is under way."""
+
+        def ask_to_stop(*_):
+            self.stop = True
+
+        old = {}
+        try:
+            for which in (signal.SIGINT, signal.SIGTERM):
+                old[which] = signal.signal(which, ask_to_stop)
+        except ValueError:  # not the main thread
+            pass
+        try:
+            yield
+        finally:
+            for which, handler in old.items():
+                signal.signal(which, handler)
+
+    def _evaluate(self, start: float) -> None:
+        trainer, n = self.trainer, self.config.eval_episodes
+        mean, sem, counts = self.evaluator.episodes(trainer, n, f"evaluation {trainer.env_steps}")
+        summary = trainer.summary()
+        since = {key: summary[key] - (self.rows[-1][f"{key}_total"] if self.rows else 0) for key in ("valid", "draws")}
+        row = {
+            "env_steps": trainer.env_steps, "wall_s": time.perf_counter() - start, "train_s": self.train_s,
+            "eval_return_mean": mean, "eval_return_sem": sem,
+            "valid_rate": since["valid"] / since["draws"] if since["draws"] else float("nan"),
+            "oracle_calls": summary["asked"],
+            "violations": int(trainer.env.violations) + self.evaluator.violations,
+            "resamples": summary["resamples"], "enumerations": summary["enumerations"],
+            "fallbacks": summary["fallbacks"], "eval_enumerations": counts["enumerations"] + counts["fallbacks"],
+            "valid_total": summary["valid"], "draws_total": summary["draws"],
+        }  # fmt: skip
+        names = ("elbo", "entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "ties")
+        self.rows.append(row | {name: summary[name] for name in names})
+
+    def _facts(self, start: float) -> dict:
+        config, trainer = self.config, self.trainer
+        mean, sem, counts = self.evaluator.episodes(trainer, config.final_episodes, "final")
+        city = envs.City.load(config.env)
+        reference = exact.optimum(city) if city.allocations <= exact.MAX_ACTIONS else None
+        train = trainer.counts
+        finals = {
+            "final_return_mean": mean,
+            "final_return_sem": sem,
+            "final_normalised": reference and normalised_score(mean, reference),
+            "final_plateau_gain": reference and plateau_gain(mean, reference),
+            "final_exact_return": self.evaluator.exact_return(trainer),
+            "final_enumerated_share": (counts["enumerations"] + counts["fallbacks"]) / counts["states"],
+            "train_enumerated_share": (train["enumerations"] + train["fallbacks"]) / max(1, train["states"]),
+            "violations": int(trainer.env.violations) + self.evaluator.violations,
+        }
+        self.wall_s = time.perf_counter() - start
+        return {
+            "schema": SCHEMA, "environment": Path(config.env).stem, "env_digest": config.env_digest(),
+            "label": self.label, "config_hash": config.hash(),
+            "config": dataclasses.asdict(config), **finals, "reference": reference,
+            "env_steps": trainer.env_steps, "wall_s": round(self.wall_s, 3), "train_s": round(self.train_s, 3),
+            "env_steps_per_s": round(trainer.env_steps / self.train_s, 1) if self.train_s else None,
+            "started": self.started, "ended": _now(), **provenance(self.device),
+        }  # fmt: skip
+
+
+def train(config: TrainConfig, out: Path, label: str | None = None, device: str = "auto", force: bool = False,
+          progress: bool = True) -> dict:  # fmt: skip
+    """Train a configuration into <out>/<environment>/<label>/seed<k>.{csv,json}; the facts of its record.
+
+    Goes on from a checkpoint of the same configuration; returns a finished record of it as it is. Raises RecordError
+    where a record of another configuration stands, unless `force`; ConfigError; Interrupted.
+    """
+    path = record_path(out, config.env, label or config.method, config.seed)
+    if _with_suffix(path, ".json").exists() and not force:
+        facts = read_facts(path)
+        if not config.made(facts):
+            raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
+        return facts
+    run = Run(config, out, label, device)
+    if not force and run.resume() and progress:
+        print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
+    return run.train(progress)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict:
+    """A checkpoint's contents. Raises RecordError."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such checkpoint") from None
+    except Exception:
+        raise RecordError(f"{path}: not a checkpoint of this project") from None
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        raise RecordError(f"{path}: not a checkpoint of schema {SCHEMA}")
+    return state
+
+
+def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "auto") -> dict:
+    """Final evaluation of the weights in <path>.pt: return, its standard error, normalised score, exact return."""
+    chosen = make_device(device)
+    state = load_checkpoint(_with_suffix(path, ".pt"), chosen)
+    config = TrainConfig(**state["config"])
+    env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
+    trainer = Trainer(config, env)
+    trainer.load_state_dict(state["trainer"])
+    evaluator = Evaluator(config, chosen)
+    n = config.final_episodes if episodes is None else episodes
+    mean, sem, _ = evaluator.episodes(trainer, n, "final")
+    city = envs.City.load(config.env)
+    found = {"env_steps": trainer.env_steps, "episodes": n, "return_mean": mean, "return_sem": sem}
+    if city.allocations <= exact.MAX_ACTIONS:
+        reference = exact.optimum(city)
+        found |= {"normalised": normalised_score(mean, reference), "plateau_gain": plateau_gain(mean, reference)}
+        found["exact_return"] = evaluator.exact_return(trainer)
+    return found | {"violations": evaluator.violations}
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"can't write to {folder}: {error.strerror}") from None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,237 @@
+"""Exact values against plain recursion over all futures, and against simulation."""
+
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from flowrl import exact
+from flowrl.envs.city import City, generate
+from flowrl.envs.era import BatchedERA
+from flowrl.policies import to_digits, to_flat
+
+TRIANGLE = {
+    "districts": 3,
+    "resources": 2,
+    "edges": [[0, 1, 0.3], [1, 2, 0.05]],
+    "covered": [1, 2, 0.5],
+    "uncovered": [-1, 0, -3],
+    "profiles": [{"weight": 0.7, "scores": [0, 0.5, 1]}, {"weight": 0.3, "scores": [1, 0, -1]}],
+    "epsilon": 0.1,
+    "max_hops": 1,
+    "proximity": [[0, 1, 1]],
+    "travel_costs": True,
+    "horizon": 4,
+    "start": "proximate",
+}
+TINY = {
+    "proximate": TRIANGLE,
+    "uniform": TRIANGLE | {"start": "uniform"},
+    "free": TRIANGLE | {"max_hops": None, "proximity": [], "travel_costs": False},
+    "dear": TRIANGLE | {"travel_cost": [[0, 1, 0.2], [0.1, 0, 2], [0.4, 0.3, 0]]},
+    "crowd": TRIANGLE | {"resources": 3, "proximity": [[0, 1, 1], [2, 0, 0]], "horizon": 3},
+}
+
+
+@pytest.fixture(params=TINY)
+def tiny(request):
+    return City.from_dict(TINY[request.param], request.param)
+
+
+class Brute:
+    """One tiny city by definition: plain Python, all actions and all emergencies at every step."""
+
+    def __init__(self, city):
+        self.city, K = city, city.districts
+        self.places = list(product(range(K), repeat=city.resources))
+        hops = [[abs(i - j) for j in range(K)] for i in range(K)]  # all tiny cities are the path 0 - 1 - 2
+        near = {y for y in self.places if all(hops[y[i]][y[j]] <= limit for i, j, limit in city.proximity)}
+        limit = K if city.max_hops is None else city.max_hops
+        self.valid = {
+            x: [y for y in self.places if y in near and all(hops[i][j] <= limit for i, j in zip(x, y, strict=True))]
+            for x in self.places
+        }
+        self.starts = self.places if city.start == "uniform" else sorted(near)
+
+    def price(self, x, y):
+        if not self.city.travel_costs:
+            return 0.0
+        steps = self.city.travel_cost or [[0, 0.3, 0.35], [0.3, 0, 0.05], [0.35, 0.05, 0]]
+        return sum(steps[i][j] for i, j in zip(x, y, strict=True))
+
+    def emergencies(self, e):
+        """(probability, district) after e."""
+        K, others = self.city.districts, [k for k in range(self.city.districts) if k != e]
+        chance = dict.fromkeys(others, self.city.epsilon / len(others))
+        for profile in self.city.profiles:
+            odds = np.exp([profile["scores"][k] for k in others])
+            for k, share in zip(others, odds / odds.sum(), strict=True):
+                chance[k] += (1 - self.city.epsilon) * profile["weight"] * share
+        assert sum(chance.values()) == pytest.approx(1) and len(chance) == K - (e < K)
+        return [(p, k) for k, p in chance.items()]
+
+    def value(self, combine, horizon=None):
+        """Expected return where combine(t, x, e, {y: value of moving to y}) says what a state is worth."""
+        city = self.city
+
+        @cache
+        def at(t, x, e):
+            if t == (horizon or city.horizon):
+                return 0.0
+            moves = {
+                y: -self.price(x, y)
+                + sum(
+                    p * ((city.covered if k in y else city.uncovered)[k] + at(t + 1, y, k))
+                    for p, k in self.emergencies(e)
+                )
+                for y in self.valid[x]
+            }
+            return combine(t, x, e, moves)
+
+        return float(np.mean([at(0, x, city.districts) for x in self.starts]))
+
+
+def test_optimum_and_random_by_recursion(tiny):
+    brute, result = Brute(tiny), exact.optimum(tiny)
+    assert result["optimal"] == pytest.approx(brute.value(lambda t, x, e, moves: max(moves.values())), abs=1e-12)
+    uniform = brute.value(lambda t, x, e, moves: sum(moves.values()) / len(moves))
+    assert result["uniform_valid"] == pytest.approx(uniform, abs=1e-12)
+    fraction = np.mean([len(brute.valid[x]) / len(brute.places) for x in brute.starts])
+    assert result["valid_fraction"] == pytest.approx(fraction, abs=1e-12)
+
+
+def test_go_and_stay_by_recursion(tiny):
+    brute, total = Brute(tiny), 0.0
+    for start in brute.starts:
+        brute_from = Brute(tiny)
+        brute_from.starts = [start]
+
+        def stay(t, x, e, moves, target=None):
+            return moves[target if t == 0 else x]
+
+        total += max(brute_from.value(lambda *state, y=y: stay(*state, target=y)) for y in brute.valid[start])
+    assert exact.optimum(tiny)["go_and_stay"] == pytest.approx(total / len(brute.starts), abs=1e-12)
+
+
+def random_policy(city, n, seed=0):
+    """Random valid actions, some repeated, random weights; nonsense where the allocation cannot be reached."""
+    brute, rng = Brute(city), np.random.default_rng(seed)
+    X, E = city.allocations, city.districts + 1
+    flat = {y: i for i, y in enumerate(brute.places)}
+    actions = [rng.choice([flat[y] for y in brute.valid[x]] or [0], (E, n)) for x in brute.places]
+    return np.stack(actions), rng.dirichlet(np.ones(n), (X, E))
+
+
+def test_policy_return_by_recursion(tiny):
+    brute = Brute(tiny)
+    actions, weights = random_policy(tiny, 5)
+
+    def mix(t, x, e, moves):
+        row = brute.places.index(x)
+        return sum(w * moves[brute.places[a]] for a, w in zip(actions[row, e], weights[row, e], strict=True))
+
+    expected = brute.value(mix)
+    assert exact.policy_return(tiny, actions, weights) == pytest.approx(expected, abs=1e-12)
+    tensors = torch.as_tensor(actions), torch.as_tensor(weights, dtype=torch.float32)
+    assert exact.policy_return(tiny, *tensors) == pytest.approx(expected, abs=1e-5)
+
+
+def test_reachable_and_the_order_of_states(tiny):
+    brute = Brute(tiny)
+    expected = [any(x in moves for moves in brute.valid.values()) or x in brute.starts for x in brute.places]
+    assert exact.reachable(tiny).tolist() == expected
+    observations = exact.states(tiny)
+    E = tiny.districts + 1
+    for x, place in enumerate(brute.places):
+        for e in range(E):
+            observation = observations[x * E + e]
+            assert observation[:, 2:].argmax(0).tolist() == list(place)
+            assert observation[:, 1].tolist() == [float(k == e) for k in range(tiny.districts)]
+            assert observation[:, 0].tolist() == [float(k in place) for k in range(tiny.districts)]
+
+
+def test_what_a_policy_table_must_not_hold():
+    city = City.from_dict(TRIANGLE, "triangle")
+    actions, weights = random_policy(city, 2)
+    invalid = actions.copy()
+    invalid[0, 0, 0] = 8  # both resources from district 0 to district 2
+    for message, table, share in [
+        ("must both have the shape", actions[:, :2], weights[:, :2]),
+        ("must both have the shape", actions, weights[..., :1]),
+        ("sum to 1", actions, weights / 2),
+        ("weights must be", actions, np.where(weights > weights[0, 0, 0], 2, -1)),
+        ("within 0..8", actions + 9, weights),
+        ("invalid in triangle", invalid, weights),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            exact.policy_return(city, table, share)
+        assert "\n" not in str(caught.value)
+    weights[0, 0] = [0, 1]
+    exact.policy_return(city, invalid, weights)  # an invalid action of no weight does no harm
+
+
+def test_the_optimum_bounds_its_own_stationary_policy():
+    for name in ("ERA-v1", "ERA-v2-tight", "ERA-v4"):
+        greedy, result = exact.optimal_policy(name), exact.optimum(name)
+        achieved = exact.policy_return(name, greedy[..., None], np.ones((*greedy.shape, 1)))
+        assert result["optimal"] - 0.02 < achieved <= result["optimal"] + 1e-9
+        assert result["uniform_valid"] < result["go_and_stay"] < achieved
+        values, city = exact.optimal_values(name), City.load(name)
+        starts = np.ravel_multi_index(tuple(city.starts.T), (city.districts,) * city.resources)
+        assert values.shape == (101, city.allocations, city.districts + 1)
+        assert values[-1, starts, -1].mean() == pytest.approx(result["optimal"])
+
+
+@pytest.mark.parametrize("name", ["ERA-v2", "ERA-v3-tight"])
+def test_simulated_returns_agree_with_exact_ones(name):
+    """The optimal stationary policy and the uniform one, 2,000 episodes each, z < 4."""
+    city = City.load(name)
+    K, D = city.districts, city.resources
+    greedy = torch.as_tensor(exact.optimal_policy(city))
+    everything = to_digits(torch.arange(K**D), (K,) * D)
+    env = BatchedERA(city, 2000, generator=torch.Generator().manual_seed(1))
+    by_state = env.valid(exact.states(city)[:: K + 1], everything.expand(K**D, -1, -1)).float() + 1e-30
+    generator = torch.Generator().manual_seed(2)
+
+    def optimal(x, e):
+        return greedy[x, e]
+
+    def uniform(x, e):
+        return torch.multinomial(by_state[x], 1, generator=generator)[:, 0]
+
+    expected = {
+        optimal: exact.policy_return(city, greedy[..., None], np.ones((K**D, K + 1, 1))),
+        uniform: exact.optimum(city)["uniform_valid"],
+    }
+    for policy, value in expected.items():
+        env.reset()
+        total = torch.zeros(2000)
+        for _ in range(city.horizon):
+            flat = policy(to_flat(env.allocation, env.action_sizes), env.emergency)
+            total += env.step(to_digits(flat, env.action_sizes)).reward
+        assert abs(total.mean() - value) < 4 * total.std() / 2000**0.5
+    assert env.violations == 0
+
+
+def test_flat_actions_and_digits():
+    sizes = (3, 5, 2)
+    flat = torch.arange(30)
+    digits = to_digits(flat, sizes)
+    assert [tuple(row) for row in digits.tolist()] == list(product(*map(range, sizes)))
+    assert torch.equal(to_flat(digits, sizes), flat)
+    assert to_digits(flat.view(2, 15), sizes).shape == (2, 15, 3)
+
+
+def test_the_largest_cities_and_beyond():
+    exact.optimum(generate(17, 3))  # 4,913 actions
+    with pytest.raises(ValueError, match=r"generated-18x3-0 has 18\^3 actions; exact values are for at most 5000"):
+        exact.optimum(generate(18, 3))
+
+
+def test_results_are_cached_by_content_and_cannot_be_spoilt():
+    city = generate(5, 2, seed=9)
+    first = exact.optimum(city)
+    first["optimal"] = 0.0
+    assert exact.optimum(City.from_dict(city.to_dict(), "another name"))["optimal"] != 0.0

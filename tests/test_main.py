@@ -1,0 +1,113 @@
+"""The command line: what it prints, and one line with exit status 2 for every bad input, nothing written."""
+
+import json
+
+import pytest
+
+from flowrl import exact
+from flowrl.__main__ import main
+from flowrl.envs.city import City
+
+QUICK = ["--quiet", "--set", "n_envs=8", "--set", "final_episodes=2", "--set", "eval_episodes=2"]
+
+
+def run(capsys, *words):
+    """Exit status, standard output, standard error."""
+    try:
+        status = main(list(map(str, words)))
+    except SystemExit as stopped:
+        status = stopped.code
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--env", "ERA-v9"], ["ERA-v9", "ERA-v4"]),
+        (["--env", "nowhere.json"], ["nowhere.json"]),
+        (["--method", "sarsa"], ["sarsa", "iar-a2c", "mask"]),
+        (["--set", "speed=1"], ["speed", "n_draws"]),
+        (["--set", "correction=half"], ["half", "leave_one_out"]),
+        (["--set", "n_draws"], ["n_draws", "key=value"]),
+        (["--steps", "-5"], ["-5"]),
+        (["--steps", "some"], ["some"]),
+        (["--device", "tpu"], ["tpu", "cpu"]),
+        (["--colour", "red"], ["--colour"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(capsys, tmp_path, words, named):
+    out = tmp_path / "out"
+    defaults = {"--env": "ERA-v1", "--method": "mask", "--steps": "8"}
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    arguments = [word for pair in (defaults | given).items() for word in pair]
+    status, _, error = run(capsys, "train", *arguments, "--out", out, *QUICK)
+    assert status == 2
+    assert len(error.strip().splitlines()) == 1 and "Traceback" not in error
+    assert all(word in error for word in named), error
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    status, _, error = run(capsys, "train", "--env", "ERA-v1", "--method", "mask", "--out", tmp_path / "file", *QUICK)
+    assert status == 2 and str(tmp_path / "file") in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_malformed_city_is_named_and_nothing_written(capsys, tmp_path):
+    city = tmp_path / "town.json"
+    City.load("ERA-v1").to_json(city)
+    city.write_text(city.read_text().replace('"epsilon": 0.05', '"epsilon": 7'))
+    status, _, error = run(capsys, "train", "--env", city, "--method", "mask", "--out", tmp_path / "out", *QUICK)
+    assert status == 2 and "epsilon" in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_on_a_city_of_ones_own_and_evaluate_it(capsys, tmp_path):
+    city = tmp_path / "town.json"
+    assert run(capsys, "generate", "--districts", 5, "--resources", 2, "--seed", 1, "--out", city)[0] == 0
+    status, said, _ = run(
+        capsys,
+        "train",
+        "--env",
+        city,
+        "--method",
+        "iar-a2c",
+        "--steps",
+        64,
+        "--out",
+        tmp_path,
+        "--name",
+        "mine",
+        *QUICK,
+    )
+    assert status == 0 and "0 violations" in said
+    record = tmp_path / "town" / "mine" / "seed0.json"
+    facts = json.loads(record.read_text())
+    status, said, _ = run(capsys, "evaluate", record, "--json")
+    assert status == 0 and json.loads(said)["return_mean"] == facts["final_return_mean"]
+
+
+def test_evaluate_without_weights_names_the_file(capsys, tmp_path):
+    status, _, error = run(capsys, "evaluate", tmp_path / "seed0.json")
+    assert status == 2 and "seed0.pt" in error
+
+
+def test_optimum_prints_the_exact_returns(capsys):
+    status, said, _ = run(capsys, "optimum", "ERA-v2", "--json")
+    assert status == 0 and json.loads(said) == exact.optimum(City.load("ERA-v2"))
+    assert set(json.loads(said)) == {"optimal", "go_and_stay", "uniform_valid", "valid_fraction"}
+    status, said, _ = run(capsys, "optimum", "ERA-v2")
+    assert status == 0 and len(said.splitlines()) == 4
+
+
+def test_list_names_environments_methods_experiments(capsys):
+    status, said, _ = run(capsys, "list")
+    assert status == 0
+    assert all(word in said for word in ("ERA-v1-tight", "ERA-v5-free", "iar-a2c-paper", "ar-iar", "mask", "fig5"))
+    assert run(capsys, "list", "--settings")[0] == 0
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["optimum"], ["evaluate"], ["generate"], ["list"]])
+def test_help_is_there(capsys, command):
+    status, said, _ = run(capsys, *command, "--help")
+    assert status == 0 and "usage" in said

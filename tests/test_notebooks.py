@@ -1,0 +1,77 @@
+"""Every notebook runs, top to bottom, on the records that are there; its form is the one the project agreed on."""
+
+import ast
+import contextlib
+
+import nbformat
+import papermill
+import pytest
+
+from flowrl.config import experiments
+from flowrl.records import EXPERIMENTS
+from flowrl.runs import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def execute(path, tmp_path, **parameters):
+    """Run a notebook as the Snakefile does; its figures go to a temporary folder."""
+    parameters |= {"figure_dir": str(tmp_path / "figures")}
+    return papermill.execute_notebook(
+        path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT
+    )
+
+
+def test_form(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    first, parameters = notebook.cells[:2]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith(f"# {path.stem[:2]} · ")
+    assert parameters.metadata.tags == ["parameters"]
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in flowrl"
+
+
+def test_runs_on_the_committed_records(path, tmp_path):
+    execute(path, tmp_path)
+    for name, experiment in experiments(EXPERIMENTS).items():
+        if experiment["notebook"] == path.stem:
+            for suffix in (".pdf", ".png", ".csv"):
+                assert (tmp_path / "figures" / f"{name}{suffix}").stat().st_size > 0
+
+
+FAULTS = {
+    "violations": 1,
+    "final_return_mean": -1.0,
+    "final_exact_return": -1.0,
+    "final_normalised": 0.8,
+    "final_enumerated_share": 0.02,
+    "train_enumerated_share": 0.02,
+}
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_claims_of_06_bite(fault, fake_records):
+    """The cells that check, run on made-up records: they pass, and a fault in one experiment stops them."""
+    for name in experiments(EXPERIMENTS):
+        root = fake_records(name, **({fault: FAULTS[fault]} if fault and name == "unseen" else {}))
+    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks/06_constrained.ipynb", 4).cells}
+    names = {}
+    exec(cells["parameters"], names)
+    names |= {"data_dir": root, "scale": "quick"}
+    exec(cells["imports"], names)
+    with pytest.raises(AssertionError) if fault else contextlib.nullcontext():
+        exec(cells["check-always"] + "\n" + cells["check-learnt"], names)

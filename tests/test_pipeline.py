@@ -1,0 +1,251 @@
+"""What ties the files of the project together: experiments, Snakefile, notebooks, environments, lock, Makefile."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from flowrl.config import SCALES, ConfigError, experiments, make_config, planned, runs
+from flowrl.plots import method
+from flowrl.records import EXPERIMENTS
+from flowrl.runs import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+
+
+def call(*words, cwd=ROOT, **options):
+    """Exit status, and all that a command printed, of a command that sees no outer make or Snakemake."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "SNAKEMAKE"))}
+    done = subprocess.run([*map(str, words)], cwd=cwd, env=env, text=True, stdout=-1, stderr=-2, check=False, **options)
+    return done.returncode, done.stdout
+
+
+def snakemake(*words, **options):
+    return call(sys.executable, "-m", "snakemake", *words, **options)
+
+
+# ------------------------------------------------------------------------------------------------ experiments
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_experiments_resolve(scale):
+    for name, experiment in experiments(EXPERIMENTS).items():
+        assert (ROOT / "notebooks" / f"{experiment['notebook']}.ipynb").exists(), name
+        for run in runs(EXPERIMENTS, name, scale):
+            assert method(run.label).name
+            assert len(run.config.hash()) == 12  # the environment is there
+
+
+def test_command_line_settings_give_the_run_back():
+    for run in planned(EXPERIMENTS, Path("data")).values():
+        config = run.config
+        words = {name: str(value) for name, value in run.settings().items()}
+        again = make_config(config.env, config.method, words | {"seed": config.seed, "steps": config.steps})
+        assert again == config
+
+
+def test_one_path_is_one_run(tmp_path):
+    path = tmp_path / "experiments.yaml"
+    experiment = {"title": "", "notebook": "", "environments": ["ERA-v1"]}
+    scales = {scale: {"seeds": 1} for scale in SCALES}
+    two = {"a": experiment | {"runs": {"mask": None}}, "b": experiment | {"runs": {"mask": {"gamma": 0.5}}}}
+    path.write_text(yaml.safe_dump({"scales": scales, "experiments": two}))
+    with pytest.raises(ConfigError, match="experiment b: another trains .*mask/seed0"):
+        planned(path, tmp_path)
+
+
+# -------------------------------------------------------------------------------------------------- Snakefile
+
+
+def dry_run(*config):
+    """How often each rule would run."""
+    status, printed = snakemake("-n", "--cores", 1, "--config", *config)
+    assert status == 0, printed
+    if "Nothing to be done" in printed:
+        return {}
+    table = printed.split("Job stats:")[-1]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def n_runs(scale):
+    return len({run.path(Path(), scale) for name in experiments(EXPERIMENTS) for run in runs(EXPERIMENTS, name, scale)})
+
+
+def test_a_scale_trains_what_it_lacks(fake_records, tmp_path):
+    where = f"data_dir={tmp_path}/runs", f"fig_dir={tmp_path}/figures"
+    assert dry_run(*where)["train"] == n_runs("quick")
+    for name in experiments(EXPERIMENTS):
+        fake_records(name, "quick")
+    assert "train" not in dry_run(*where)
+    assert dry_run(*where)["all"] == 1  # the figures are still to be drawn
+    assert dry_run(*where, "scale=smoke")["train"] == n_runs("smoke")
+    (tmp_path / "runs/quick/ERA-v1/mask/seed1.csv").unlink()
+    assert dry_run(*where)["train"] == 1
+
+
+@pytest.mark.parametrize("config, says", [("scale=huge", "unknown scale 'huge'"), ("figdir=x", "unknown --config key")])
+def test_wrong_config(config, says):
+    status, printed = snakemake("-n", "--cores", 1, "--config", config)
+    assert status != 0
+    assert says in printed
+
+
+STUB = """
+import os, pathlib, sys, time
+if os.environ.get("BREAK"): sys.exit(2)
+option = lambda name: sys.argv[sys.argv.index(name) + 1]
+running = pathlib.Path("running"); running.mkdir(exist_ok=True)
+mine = running / str(os.getpid()); mine.touch()
+with open("most", "a") as file: print(len(list(running.iterdir())), file=file)
+time.sleep(0.2)
+folder = pathlib.Path(option("--out")) / option("--env") / option("--name"); folder.mkdir(parents=True, exist_ok=True)
+for suffix in (".csv", ".json"): (folder / f"seed{option('--seed')}{suffix}").write_text("new")
+mine.unlink()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't take cores away from a process")
+def test_training_jobs_keep_to_the_cores_and_failures_to_the_old_records(tmp_path, monkeypatch):
+    """On one core `--cores 16` trains one run at a time; a forced retrain that fails leaves the old record."""
+    for name in ("Snakefile", "experiments.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("profiles", "flowrl", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "flowrl/__main__.py").write_text(STUB)
+    targets = [f"data/runs/smoke/ERA-v1/{label}/seed0.json" for label in ("iar-a2c", "mask", "ar-iar")]
+    cores = os.sched_getaffinity(0)
+    options = dict(cwd=tmp_path, preexec_fn=lambda: os.sched_setaffinity(0, {min(cores)}))
+    status, printed = snakemake("--cores", 16, *targets, **options)
+    assert status == 0, printed
+    assert (tmp_path / "most").read_text().split() == ["1", "1", "1"]
+    assert (tmp_path / targets[0]).read_text() == "new"
+    monkeypatch.setenv("BREAK", "1")
+    status, printed = snakemake("--cores", 16, *targets, "--forcerun", "train", **options)
+    assert status != 0
+    assert [(tmp_path / target).read_text() for target in targets] == ["new"] * 3
+
+
+def test_papermill_parameters_exist_in_every_notebook():
+    passed = set(re.findall(r"-p (\w+)", (ROOT / "Snakefile").read_text()))
+    assert passed == {"scale", "data_dir", "figure_dir"}
+    for path in NOTEBOOKS:
+        [cell] = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
+        assigned = {
+            target.id: ast.literal_eval(line.value) for line in ast.parse(cell.source).body for target in line.targets
+        }
+        assert passed <= set(assigned), path.name
+
+
+# ----------------------------------------------------------------------------------- environments, lock, make
+
+
+def lock():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_lock_pins_every_dependency_and_nothing_local():
+    pins = lock()
+    for requirement in map(Requirement, DEPENDENCIES):
+        assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+    assert all(re.fullmatch(r"[\w.]+", version) for version in pins.values())  # no +cpu, no address, no hash
+    assert not [name for name in pins if name.startswith(("nvidia", "triton", "flowrl"))]
+    assert pins["torch"] == "2.13.0"
+
+
+def test_conda_environment_has_pyprojects_dependencies():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip["pip"] == [*DEPENDENCIES, "-e ."]
+    [python] = [word.split("=")[1] for word in conda if word.startswith("python=")]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"{python}.0" in SpecifierSet(requires)
+
+
+def test_readme_says_why_each_dependency_is_there():
+    table = (ROOT / "README.md").read_text().split("## Dependencies")[1].split("\n## ")[0]
+    named = set(
+        re.findall(r"[\w-]+", " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|")))
+    )
+    assert {Requirement(line).name for line in DEPENDENCIES} <= named
+
+
+def imported(source):
+    """Top-level names of all modules that a source imports absolutely."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_declared():
+    sources = [
+        path.read_text() for folder in ("flowrl", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    ]
+    sources += [c.source for path in NOTEBOOKS for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"flowrl", "benchmarks"}
+    modules = {module for source in sources for module in imported(source)} - ours - set(sys.stdlib_module_names)
+    declared = {canonicalize_name(Requirement(line).name) for line in DEPENDENCIES}
+    # papermill and Snakemake read notebooks, versions and YAML themselves
+    declared |= {"nbformat", "packaging"}
+    for module in modules:
+        assert {canonicalize_name(name) for name in packages_distributions()[module]} & declared, module
+
+
+def test_make_targets():
+    assert "-m snakemake --cores 4 --config scale=smoke" in re.sub(
+        " +", " ", call("make", "-n", "figures", "SCALE=smoke")[1]
+    )
+    assert "-m snakemake --cores 4" in call("make", "-n", "figures")[1]
+    assert "-m pytest" in call("make", "-n", "test")[1]
+    assert "-m benchmarks" in call("make", "-n", "bench")[1]
+    assert call("make", "-n", "clean")[0] == 0
+
+
+def test_make_names_the_fault_of_the_python(tmp_path):
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "old"
+    old.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9); exec(sys.argv[2])" "$@"\n'
+    )
+    old.chmod(0o755)
+    status, printed = call("make", "test", f"PYTHON={old}", cwd=tmp_path)
+    assert status != 0
+    assert "flowrl needs Python 3.11 or later; " in printed
+    assert "is 3.9" in printed
+    assert "no nopython here" in call("make", "test", "PYTHON=nopython", cwd=tmp_path)[1]
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_ci_script():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert call("bash", "-n", script)[0] == 0
+    assert script.read_text().rstrip().endswith("make test")  # the last line printed is pytest's
+
+
+def test_smoke_records_and_weights_are_never_committed():
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {"data/runs/smoke/", "*.pt", "build/", ".venv/"} <= set(ignored)
+
+
+def test_experiments_are_drawn_by_a_notebook_that_names_them():
+    for name, experiment in experiments(EXPERIMENTS).items():
+        text = json.dumps(nbformat.read(ROOT / "notebooks" / f"{experiment['notebook']}.ipynb", 4))
+        assert f'\\"{name}\\"' in text

@@ -1,0 +1,59 @@
+"""Records read back: completeness, staleness, the table of final scores, the caption."""
+
+import pytest
+from conftest import fake_record
+
+from flowrl.config import ConfigError, runs, scale_drawn
+from flowrl.records import EXPERIMENTS, by_environment, by_label, caption, final_scores, load
+from flowrl.runs import RecordError
+
+
+def test_load_in_order(fake_records):
+    records = load("fig5", fake_records("fig5"), "quick")
+    assert list(by_environment(records)) == ["ERA-v2", "ERA-v3", "ERA-v4", "ERA-v5"]
+    assert list(by_label(records))[0] == "iar-a2c"
+    assert not any(record.stale for record in records)
+    table = final_scores(records)
+    assert len(table) == len(records) == len(runs(EXPERIMENTS, "fig5", "quick"))
+    assert table.notna().all().all()
+    assert set(table["scale"]) == {"quick"}
+
+
+def test_auto_is_the_largest_complete_scale(fake_records, tmp_path):
+    root = fake_records("figA2b", "quick")
+    fake_records("figA2b", "smoke")
+    assert scale_drawn(EXPERIMENTS, "figA2b", root) == "quick"
+    *most, last = runs(EXPERIMENTS, "figA2b", "paper")
+    for run in most:
+        fake_record(run, root, "paper")
+    assert scale_drawn(EXPERIMENTS, "figA2b", root) == "quick"
+    fake_record(last, root, "paper")
+    assert scale_drawn(EXPERIMENTS, "figA2b", root) == "paper"
+    assert {record.scale for record in load("figA2b", root)} == {"paper"}
+    assert scale_drawn(EXPERIMENTS, "figA2b", root, "smoke") == "smoke"
+    assert scale_drawn(EXPERIMENTS, "figA2b", tmp_path / "nothing") == "quick"
+    with pytest.raises(ConfigError, match="unknown scale 'huge'; choose one of: smoke, quick, paper, auto"):
+        scale_drawn(EXPERIMENTS, "figA2b", root, "huge")
+
+
+def test_missing_and_foreign_records(fake_records):
+    root = fake_records("figA2b")
+    gone = runs(EXPERIMENTS, "figA2b", "quick")[0].path(root, "quick")
+    gone.with_name("seed0.csv").unlink()
+    with pytest.raises(RecordError, match="seed0.csv.*make figures SCALE=quick"):
+        load("figA2b", root, "quick")
+    root = fake_records("figA2b", schema=99)
+    with pytest.raises(RecordError, match="schema 99"):
+        load("figA2b", root, "quick")
+
+
+def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
+    text = caption(load("figA2b", fake_records("figA2b", "smoke"), "smoke"))
+    assert text.startswith("Scale smoke: 1 seed a run, 3,200 environment steps")
+    assert "0123456" in text
+    assert "WARNING" not in text
+    text = caption(load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick"))
+    assert "3 seeds a run, 200,000" in text
+    assert "0123456+" in text
+    assert "WARNING" in text
+    assert "mask on ERA-v1" in text

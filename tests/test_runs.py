@@ -1,0 +1,143 @@
+"""Runs and records: reproducible bit for bit, also when stopped and resumed; nothing half-written or overwritten."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from flowrl import exact, runs
+from flowrl.config import METHODS, ConfigError, make_config
+from flowrl.envs.city import City
+
+SMALL = {"steps": 640, "eval_every": 320, "eval_episodes": 2, "final_episodes": 4, "n_envs": 16, "hidden": 16}
+WALL_CLOCK = ["wall_s", "train_s"]
+
+
+def small(method="iar-a2c", **overrides):
+    return make_config("ERA-v1", method, SMALL | overrides)
+
+
+def curve(path):
+    return pd.read_csv(path.with_name(path.name + ".csv")).drop(columns=WALL_CLOCK)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_record(tmp_path, method):
+    facts = [runs.train(small(method), tmp_path / name, progress=False) for name in "ab"]
+    a, b = (curve(tmp_path / name / "ERA-v1" / method / "seed0") for name in "ab")
+    pd.testing.assert_frame_equal(a, b)
+    assert a["env_steps"].tolist() == [0, 320, 640]
+    assert (a["violations"] == 0).all()
+    keys = [key for key in facts[0] if key.startswith("final")]
+    assert keys and all(facts[0][key] == facts[1][key] for key in keys)
+    other = runs.train(small(method, seed=1), tmp_path / "a", progress=False)
+    assert other["final_return_mean"] != facts[0]["final_return_mean"]
+
+
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-paper", "mask"])
+def test_a_stopped_run_resumes_to_the_same_record(tmp_path, method):
+    whole = runs.train(small(method), tmp_path / "whole", progress=False)
+    run = runs.Run(small(method), tmp_path / "parts")
+    step = run.trainer.step
+
+    def step_and_stop():
+        step()
+        run.stop = run.trainer.env_steps >= 400
+
+    run.trainer.step = step_and_stop
+    with pytest.raises(runs.Interrupted, match="400 steps; the same command goes on"):
+        run.train(progress=False)
+    folder = tmp_path / "parts" / "ERA-v1" / method
+    assert sorted(path.name for path in folder.iterdir()) == ["seed0.pt"]
+    parts = runs.train(small(method), tmp_path / "parts", progress=False)
+    pd.testing.assert_frame_equal(curve(tmp_path / "whole" / "ERA-v1" / method / "seed0"), curve(folder / "seed0"))
+    assert parts["final_return_mean"] == whole["final_return_mean"]
+    assert parts["final_exact_return"] == whole["final_exact_return"]
+
+
+def test_ctrl_c_saves_a_checkpoint(tmp_path):
+    def interrupt():
+        while not started.is_set():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    started = threading.Event()
+    run = runs.Run(small(steps=10**8), tmp_path)
+    step = run.trainer.step
+    run.trainer.step = lambda: (started.set(), step())
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(runs.Interrupted):
+        run.train(progress=False)
+    state = runs.load_checkpoint(run.path.with_name("seed0.pt"), torch.device("cpu"))
+    assert state["trainer"]["env_steps"] == run.trainer.env_steps > 0
+
+
+def test_a_finished_record_is_kept_unless_forced(tmp_path):
+    first = runs.train(small(), tmp_path, progress=False)
+    assert runs.train(small(), tmp_path, progress=False)["ended"] == first["ended"]
+    with pytest.raises(runs.RecordError, match="another configuration; --force"):
+        runs.train(small(entropy=0.3), tmp_path, progress=False)
+    forced = runs.train(small(entropy=0.3), tmp_path, force=True, progress=False)
+    assert forced["config"]["entropy"] == 0.3
+
+
+def test_a_record_says_what_it_was_made_with(tmp_path):
+    config = small("ar-iar", seed=3)
+    runs.train(config, tmp_path, "label", progress=False)
+    rows, facts = runs.read_record(tmp_path / "ERA-v1" / "label" / "seed3")
+    assert facts["config"] == dataclasses.asdict(config)
+    assert facts["config_hash"] == config.hash()
+    assert {"torch", "numpy"} <= set(facts["versions"])
+    assert facts["machine"]["cores"] == os.cpu_count()
+    assert facts["reference"] == exact.optimum(City.load("ERA-v1"))
+    assert facts["env_steps"] == rows["env_steps"].iloc[-1] == 640
+    span = facts["reference"]["optimal"] - facts["reference"]["uniform_valid"]
+    score = (facts["final_return_mean"] - facts["reference"]["uniform_valid"]) / span
+    assert facts["final_normalised"] == pytest.approx(score)
+    assert rows["oracle_calls"].iloc[-1] >= 640 * config.n_draws
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_exact_return_agrees_with_episodes(tmp_path, method):
+    """z-bound 4 on 400 episodes of a briefly trained policy; the tabulation's own noise is far smaller."""
+    facts = runs.train(small(method, steps=3200, final_episodes=400), tmp_path, progress=False)
+    difference = facts["final_exact_return"] - facts["final_return_mean"]
+    assert abs(difference) < 4 * facts["final_return_sem"]
+
+
+def test_evaluating_the_weights_gives_the_records_numbers(tmp_path):
+    facts = runs.train(small(), tmp_path, progress=False)
+    found = runs.evaluate_checkpoint(tmp_path / "ERA-v1" / "iar-a2c" / "seed0.json")
+    assert found["return_mean"] == facts["final_return_mean"]
+    assert found["exact_return"] == facts["final_exact_return"]
+
+
+def test_records_of_another_schema_are_refused(tmp_path):
+    path = tmp_path / "seed0.json"
+    for text, words in [('{"schema": 99}', "schema 99"), ("[]", "schema None"), ("not json", "not JSON")]:
+        path.write_text(text)
+        with pytest.raises(runs.RecordError, match=words):
+            runs.read_record(path)
+    with pytest.raises(runs.RecordError, match="no such record"):
+        runs.read_record(tmp_path / "seed1")
+    (tmp_path / "seed0.pt").write_bytes(b"junk")
+    with pytest.raises(runs.RecordError, match="not a checkpoint"):
+        runs.load_checkpoint(tmp_path / "seed0.pt", torch.device("cpu"))
+
+
+def test_a_killed_write_leaves_no_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runs.write_record(tmp_path / "seed0", [{"a": 1}], {})
+    assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="device 'tpu' is not there; choose one of: auto, cpu"):
+        runs.make_device("tpu")
