@@ -97,6 +97,11 @@ class TrainConfig:
             raise ConfigError(f"clip is {self.clip}; it must be positive")
         if self.max_draws < self.n_draws:
             raise ConfigError(f"max_draws is {self.max_draws}; it must be at least n_draws, {self.n_draws}")
+        for name in ("n_draws", "n_correction"):
+            if self.correction == "leave_one_out" and getattr(self, name) < 2:
+                raise ConfigError(f"{name} is {getattr(self, name)}; leave_one_out needs at least 2")
+        if self.latent_kl and self.policy != "flow":
+            raise ConfigError(f"latent_kl is {self.latent_kl}; a policy without latents allows 0 only")
 
     def hash(self) -> str:
         """Twelve hex digits over all fields but the seed, the environment by its content: equal hashes, equal runs."""
@@ -120,8 +125,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 
 
 _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
-                 "eval_every",
-                 "eval_episodes", "final_episodes")  # fmt: skip
+                 "eval_every", "eval_episodes", "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "critic_lr", "value_coef",
                  "value_scale")  # fmt: skip

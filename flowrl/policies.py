@@ -148,29 +148,18 @@ class FlowPolicy(nn.Module):
         log_scale = None if self.log_scale is None else self.log_scale(hidden).clamp(*LOG_SCALE).unsqueeze(1)
         return FlowFeatures(hidden, self.mean(hidden).unsqueeze(1), log_scale, self.flow.condition(hidden))
 
-    def _push(self, features: FlowFeatures, n: int, generator) -> tuple[Tensor, Tensor]:
-        """n latents v (B, n, D K) and their log p(v|s) (B, n), reparameterised."""
+    def _base(self, features: FlowFeatures, n: int, generator) -> tuple[Tensor, Tensor]:
+        """z₀ = μ + σ ε and ε, (B, n, D K) each."""
         shape = (len(features.mean), n, features.mean.shape[-1])
         noise = torch.randn(shape, generator=generator, device=features.mean.device, dtype=features.mean.dtype)
-        log_base = -0.5 * (noise.square().sum(-1) + shape[-1] * LOG_2PI)
         if features.log_scale is None:
-            z = features.mean + noise
-        else:
-            z = torch.addcmul(features.mean, features.log_scale.exp(), noise)
-            log_base = log_base - features.log_scale.sum(-1)
-        v, ladj = self.flow(z, features.shifts)
-        return v, log_base - ladj
+            return features.mean + noise, noise
+        return torch.addcmul(features.mean, features.log_scale.exp(), noise), noise
 
     def sample(self, features: FlowFeatures, n: int, generator: torch.Generator | None = None) -> Sample:
         """n draws a state: actions (B, n, D) and the latents (B, n, D, K) that gave them."""
         with torch.no_grad():
-            noise = torch.randn(
-                (len(features.mean), n, features.mean.shape[-1]),
-                generator=generator, device=features.mean.device, dtype=features.mean.dtype,
-            )  # fmt: skip
-            if features.log_scale is not None:
-                noise.mul_(features.log_scale.exp())
-            latent, _ = self.flow(noise.add_(features.mean), features.shifts)
+            latent, _ = self.flow(self._base(features, n, generator)[0], features.shifts)
             latent = latent.unflatten(-1, self.shape)
             scores = latent if self.existing is None else latent.masked_fill(~self.existing, -torch.inf)
             return Sample(scores.argmax(-1), latent)
@@ -222,8 +211,12 @@ class FlowPolicy(nn.Module):
 
     def latent_kl(self, features: FlowFeatures, n: int, generator=None) -> Tensor:
         """KL(p(v|s) ‖ N(0, I)) from n pathwise draws: E[log p(v|s) − log N(v)] → (B,)."""
-        v, log_p = self._push(features, n, generator)
-        return (log_p + 0.5 * (v.square().sum(-1) + v.shape[-1] * LOG_2PI)).mean(-1)
+        z, noise = self._base(features, n, generator)
+        v, ladj = self.flow(z, features.shifts)
+        log_ratio = 0.5 * (v.square().sum(-1) - noise.square().sum(-1)) - ladj
+        if features.log_scale is not None:
+            log_ratio = log_ratio - features.log_scale.sum(-1)
+        return log_ratio.mean(-1)
 
 
 # ------------------------------------------------------------------------------------------------ the rivals

@@ -134,6 +134,10 @@ def _without_draws(sizes, oracle, observation, draws, config, generator, fallbac
     action = None if fallback is None else fallback(observation)
     if action is None:
         _refuse(observation, torch.zeros(len(observation), dtype=torch.bool, device=observation.device), int(draws[0]))
+    shape = (len(observation), len(sizes))
+    if not isinstance(action, Tensor) or action.dtype != torch.int64 or action.shape != shape:
+        got = f"{action.dtype} {tuple(action.shape)}" if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"the fallback returned {got}; it must return a torch.int64 tensor {shape}")
     counts["fallbacks"] += len(observation)
     counts["asked"] += len(observation)
     _refuse(observation, ask(oracle, observation, action[:, None])[:, 0], int(draws[0]))

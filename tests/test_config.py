@@ -24,6 +24,9 @@ YAML = Path(__file__).parent.parent / "experiments.yaml"
         ({"clip": 0}, ["clip", "positive"]),
         ({"entropy": "nan"}, ["entropy", "finite"]),
         ({"max_draws": 8}, ["max_draws", "n_draws"]),
+        ({"n_draws": 1}, ["n_draws", "leave_one_out", "at least 2"]),
+        ({"n_correction": 1}, ["n_correction", "at least 2"]),
+        ({"policy": "autoregressive", "latent_kl": 0.1}, ["latent_kl", "0 only"]),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(overrides, words):
