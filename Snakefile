@@ -67,16 +67,14 @@ def drawn_from(notebook):
 def train_options(wildcards):
     """The command line of one run of experiments.yaml."""
     run = PLANNED[RECORD.format(**wildcards)]
-    options = ["--env", run.config.env, "--method", run.config.method, "--seed", run.config.seed]
-    options += ["--steps", run.config.steps, "--name", run.label, "--out", DATA / wildcards.scale]
-    options += [word for name, value in run.settings().items() for word in ("--set", f"{name}={value}")]
-    return shlex.join(map(str, options))
+    return shlex.join([*run.options(), "--out", f"{DATA}/{wildcards.scale}"])
 
 
 rule all:
     """Every record, figure and executed notebook."""
-    input:
-        [(records(notebook), figures(notebook), f"{BUILD}/notebooks/{notebook}.ipynb") for notebook in NOTEBOOKS],
+    input:  # what lies between, too: a missing file is not rebuilt where all that comes of it is there
+        [(records(notebook), drawn_from(notebook), figures(notebook)) for notebook in NOTEBOOKS],
+        [f"{BUILD}/notebooks/{notebook}.ipynb" for notebook in NOTEBOOKS],
     message:
         "All records and figures are there ({FIGURES})"
 

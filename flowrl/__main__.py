@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
     parser = _Parser("flowrl", description="IAR-A2C: flow policies under an oracle's constraints.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -141,7 +141,7 @@ def _list(args) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
+    args = command_line().parse_args(arguments)
     command = {"train": _train, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate, "list": _list}
     try:
         command[args.command](args)

@@ -220,11 +220,15 @@ class Run:
         """The record without its suffix: <root>/<scale>/<environment>/<label>/seed<k>."""
         return Path(root) / scale / Path(self.config.env).stem / self.label / f"seed{self.config.seed}"
 
-    def settings(self) -> dict:
-        """The fields that differ from the method's own, but for those the command line has options of its own for."""
-        plain = make_config(self.config.env, self.config.method, {"seed": self.config.seed, "steps": self.config.steps})
-        ours, theirs = dataclasses.asdict(self.config), dataclasses.asdict(plain)
-        return {name: value for name, value in ours.items() if value != theirs[name]}
+    def options(self) -> list[str]:
+        """What `python -m flowrl train` must be given, but for --out: settings where they differ from the method's."""
+        config = self.config
+        plain = make_config(config.env, config.method, {"seed": config.seed, "steps": config.steps})
+        ours, theirs = dataclasses.asdict(config), dataclasses.asdict(plain)
+        words = ["--env", config.env, "--method", config.method, "--seed", config.seed, "--steps", config.steps]
+        words += ["--name", self.label] if self.label != config.method else []
+        words += [w for name in ours if ours[name] != theirs[name] for w in ("--set", f"{name}={ours[name]}")]
+        return list(map(str, words))
 
 
 @functools.cache

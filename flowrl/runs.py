@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from . import envs, exact
 from .a2c import Trainer, seeded
 from .config import ConfigError, TrainConfig
+from .config import Run as Planned
 from .policies import to_flat
 from .stats import normalised_score, plateau_gain
 
@@ -405,8 +407,12 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
 
 def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "auto") -> dict:
     """Final evaluation of the weights in <path>.pt: return, its standard error, normalised score, exact return."""
-    chosen = make_device(device)
-    state = load_checkpoint(_with_suffix(path, ".pt"), chosen)
+    chosen, weights = make_device(device), _with_suffix(path, ".pt")
+    if not weights.exists() and _with_suffix(path, ".json").exists():
+        facts = read_facts(path)
+        again = shlex.join(Planned(facts["label"], TrainConfig(**facts["config"])).options())
+        raise RecordError(f"{weights} is not there; make it: python -m flowrl train {again} --out DIR")
+    state = load_checkpoint(weights, chosen)
     config = TrainConfig(**state["config"])
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
     trainer = Trainer(config, env)

@@ -92,6 +92,15 @@ def test_evaluate_without_weights_names_the_file(capsys, tmp_path):
     assert status == 2 and "seed0.pt" in error
 
 
+def test_evaluate_a_record_without_weights_says_how_to_make_them(capsys, tmp_path):
+    run(capsys, "train", "--env", "ERA-v1", "--method", "mask", "--steps", 8, "--out", tmp_path, *QUICK)
+    record = tmp_path / "ERA-v1" / "mask" / "seed0.json"
+    record.with_suffix(".pt").unlink()
+    status, _, error = run(capsys, "evaluate", record)
+    assert status == 2
+    assert "train --env ERA-v1 --method mask --seed 0 --steps 8 --set n_envs=8" in " ".join(error.split())
+
+
 def test_optimum_prints_the_exact_returns(capsys):
     status, said, _ = run(capsys, "optimum", "ERA-v2", "--json")
     assert status == 0 and json.loads(said) == exact.optimum(City.load("ERA-v2"))

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from flowrl.__main__ import command_line
 from flowrl.config import SCALES, ConfigError, experiments, make_config, planned, runs
 from flowrl.plots import method
 from flowrl.records import EXPERIMENTS
@@ -50,12 +51,11 @@ def test_experiments_resolve(scale):
             assert len(run.config.hash()) == 12  # the environment is there
 
 
-def test_command_line_settings_give_the_run_back():
+def test_command_line_options_give_the_run_back():
     for run in planned(EXPERIMENTS, Path("data")).values():
-        config = run.config
-        words = {name: str(value) for name, value in run.settings().items()}
-        again = make_config(config.env, config.method, words | {"seed": config.seed, "steps": config.steps})
-        assert again == config
+        args = command_line().parse_args(["train", *run.options(), "--out", "data"])
+        again = make_config(args.env, args.method, dict(args.settings) | {"seed": args.seed, "steps": args.steps})
+        assert (again, args.name or args.method) == (run.config, run.label)
 
 
 def test_one_path_is_one_run(tmp_path):
@@ -71,9 +71,9 @@ def test_one_path_is_one_run(tmp_path):
 # -------------------------------------------------------------------------------------------------- Snakefile
 
 
-def dry_run(*config):
+def dry_run(*config, **options):
     """How often each rule would run."""
-    status, printed = snakemake("-n", "--cores", 1, "--config", *config)
+    status, printed = snakemake("-n", "--cores", 1, "--config", *config, **options)
     assert status == 0, printed
     if "Nothing to be done" in printed:
         return {}
@@ -104,6 +104,35 @@ def test_wrong_config(config, says):
     assert says in printed
 
 
+def copy_project(folder):
+    """What the Snakefile needs, but for records, in another folder."""
+    for name in ("Snakefile", "experiments.yaml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("profiles", "flowrl", "notebooks", "data/cities"):
+        shutil.copytree(ROOT / name, folder / name)
+
+
+def test_figures_of_another_scale_are_drawn_anew(fake_records, tmp_path):
+    """Figures newer than all records, but no mark of what they were drawn from: they are drawn, nothing trains."""
+    for name in experiments(EXPERIMENTS):
+        fake_records(name, "quick")
+    project = tmp_path / "project"
+    project.mkdir()
+    copy_project(project)
+    made = [f"figures/{name}{suffix}" for name in experiments(EXPERIMENTS) for suffix in (".pdf", ".png", ".csv")]
+    made += [f"build/notebooks/{path.name}" for path in NOTEBOOKS]
+    for name in made:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).touch()
+    jobs = dry_run(f"data_dir={tmp_path}/runs", cwd=project)
+    assert "train" not in jobs
+    assert (
+        jobs["drawn_from"]
+        == sum(count for name, count in jobs.items() if name.startswith("notebook_"))
+        == len(NOTEBOOKS)
+    )
+
+
 STUB = """
 import os, pathlib, sys, time
 if os.environ.get("BREAK"): sys.exit(2)
@@ -121,10 +150,7 @@ mine.unlink()
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't take cores away from a process")
 def test_training_jobs_keep_to_the_cores_and_failures_to_the_old_records(tmp_path, monkeypatch):
     """On one core `--cores 16` trains one run at a time; a forced retrain that fails leaves the old record."""
-    for name in ("Snakefile", "experiments.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("profiles", "flowrl", "notebooks"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+    copy_project(tmp_path)
     (tmp_path / "flowrl/__main__.py").write_text(STUB)
     targets = [f"data/runs/smoke/ERA-v1/{label}/seed0.json" for label in ("iar-a2c", "mask", "ar-iar")]
     cores = os.sched_getaffinity(0)
