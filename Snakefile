@@ -31,6 +31,23 @@ try:
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
+# Notebooks that compute what they draw: the modules that it depends on, and what they write.
+COMPUTED = {
+    "00_quickstart": (
+        "a2c envs/draw envs/gym exact fit",
+        "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
+    ),
+    "01_flow_policy": ("flows policies truth", "fig2.pdf fig2.png"),
+    "02_log_prob_estimators": ("estimators policies truth", "figB_estimators.pdf figB_estimators.png"),
+    "03_rejection_gradient": (
+        "diagrams exact policies rejection truth",
+        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png",
+    ),
+    "04_environments": (
+        "diagrams exact envs/city envs/draw envs/era",
+        "figB_cities.pdf figB_cities.png tabB_environments.csv",
+    ),
+}
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)
 RECORD = f"{DATA}/{{scale}}/{{env}}/{{label}}/seed{{seed}}"
@@ -54,8 +71,14 @@ def records(notebook):
 
 
 def figures(notebook):
-    """What a notebook writes: of each of its experiments the figure and the table of final scores."""
-    return [f"{FIGURES}/{name}{suffix}" for name in drawn_by(notebook) for suffix in (".pdf", ".png", ".csv")]
+    """What a notebook writes: what it computes, and of each of its experiments the figure and the final scores."""
+    recorded = [f"{name}{suffix}" for name in drawn_by(notebook) for suffix in (".pdf", ".png", ".csv")]
+    return [f"{FIGURES}/{name}" for name in [*recorded, *COMPUTED.get(notebook, ("", ""))[1].split()]]
+
+
+def modules(notebook):
+    """The modules that what a notebook computes depends on."""
+    return [f"flowrl/{name}.py" for name in COMPUTED.get(notebook, ("", ""))[0].split()]
 
 
 def drawn_from(notebook):
@@ -122,6 +145,7 @@ for notebook in NOTEBOOKS:
             "flowrl/plots.py",
             "flowrl/records.py",
             "flowrl/stats.py",
+            modules(notebook),
             drawn_from(notebook),
             records(notebook),
             notebook=f"notebooks/{notebook}.ipynb",

@@ -4,7 +4,9 @@ Colours are told apart under the common colour-vision deficiencies (Okabe & Ito,
 same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
 """
 
+import logging
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from .records import Record, by_label, caption
 from .stats import bootstrap_interval, iqm, normalised_score, on_common_grid
+
+plt.switch_backend(plt.get_backend())  # now: inside rc_context a notebook's first figure would be its last to be shown
+logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates of matplotlib's own fonts
 
 
 class Method(NamedTuple):
@@ -55,6 +60,13 @@ STYLE = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "flowrl",
 }
+
+
+@contextmanager
+def style():
+    """The one style, for as long as a figure is made or saved."""
+    with plt.rc_context(STYLE):
+        yield
 
 
 def method(label: str) -> Method:
@@ -153,7 +165,7 @@ def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = Tr
 
 def environments(groups: dict[str, list[Record]], title: str) -> Figure:
     """A column an environment, a legend, and the caption that its records call for."""
-    with plt.rc_context(STYLE):
+    with style():
         width = max(3.1 * len(groups) + 0.6, 5.2)
         fig, axes = plt.subplots(2, len(groups), figsize=(width, 6.4), squeeze=False, layout="constrained")
         for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
@@ -170,6 +182,6 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
 def save(fig: Figure, stem: Path) -> None:
     """Write <stem>.pdf and <stem>.png; equal figures are equal bytes."""
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    with plt.rc_context(STYLE):
+    with style():
         fig.savefig(f"{stem}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
         fig.savefig(f"{stem}.png", metadata={"Software": None})

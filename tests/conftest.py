@@ -18,12 +18,11 @@ FINAL = {"iar-a2c": -23.9, "iar-a2c-paper": -41.0, "mask": -27.4, "ar-iar": -29.
 
 def fake_record(run, root, scale, **changes):
     """Write one record of the format in architecture "Records": a curve from random to FINAL, with noise by seed."""
-    config = run.config
-    rng = np.random.default_rng([config.seed, *run.label.encode(), *config.env.encode()])
+    config, path = run.config, run.path(root, scale)
+    rng = np.random.default_rng([*str(run.path("", scale)).encode()])
     steps = np.arange(0, config.steps + 1, config.eval_every)
-    end = FINAL.get(run.label, -30.0) + rng.normal(0, 0.5)
+    end = min(FINAL.get(run.label, -30.0) + rng.normal(0, 0.5), REFERENCE["optimal"])
     mean = end - (end - REFERENCE["uniform_valid"]) * np.exp(-6 * steps / config.steps) + rng.normal(0, 1.2, len(steps))
-    path = run.path(root, scale)
     path.parent.mkdir(parents=True, exist_ok=True)
     curve = pd.DataFrame({"env_steps": steps, "train_s": steps / 5e3, "eval_return_mean": mean, "valid_rate": 0.9})
     curve.to_csv(f"{path}.csv", index=False)

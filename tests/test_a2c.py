@@ -211,9 +211,13 @@ def test_regularisers_act_until_they_are_annealed(method, when, matters):
     assert torch.allclose(*found, rtol=0, atol=1e-9) != matters
 
 
-def test_states_without_a_valid_draw_carry_no_policy_gradient():
+@pytest.mark.parametrize("estimator", ["rb", "latent"])
+def test_states_without_a_valid_draw_carry_no_policy_gradient(estimator):
     """Enumerated steps teach the critic alone; bonus, entropy and advantage are all left out."""
-    one = trainer(n_draws=1, max_draws=1, correction="mean", latent_kl=0.0, valid_bonus=1.0, entropy=1.0)
+    one = trainer(
+        estimator=estimator, n_draws=1, max_draws=1, correction="mean", latent_kl=0.0, valid_bonus=1.0, entropy=1.0
+    )
+    torch.nn.init.normal_(one.critic.value.weight)
     one.oracle = lambda observation, action: (one.env.valid(observation, action) if action.shape[1] > 1
                                               else torch.zeros(action.shape[:2], dtype=torch.bool))  # fmt: skip
     rollout = one.rollout()
@@ -230,7 +234,7 @@ def test_states_without_a_valid_draw_carry_no_policy_gradient():
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_is_made_on_the_default_device(method, low):
     """Rollout, redraws, enumeration and update on the CPU while the default device is "meta"."""
-    changes = {"n_draws": 2, "max_draws": 4} if low and method != "mask" else {}
+    changes = {"n_draws": 1, "max_draws": 2} if low and method != "mask" else {}
     one = trainer(method, **changes)
     torch.set_default_device("meta")
     try:
@@ -376,6 +380,8 @@ LEARNING = {method: (method, 80, {}) for method in METHODS} | {
     "mask": ("mask", 80, {"n_draws": 1}),
     "latent": ("iar-a2c", 80, {"estimator": "latent"}),
     "cis": ("iar-a2c", 80, {"estimator": "cis"}),
+    "four of the valid draws": ("iar-a2c", 80, {"n_correction": 4}),
+    "rollouts of two steps": ("iar-a2c", 60, {"n_steps": 2}),
 }
 
 
@@ -399,7 +405,7 @@ def learn(one: Trainer, steps: int) -> tuple[float, float]:
 def test_every_method_learns(name):
     """From about .2 to .95 of the best valid action's reward; the forbidden one, which pays 5, is never executed."""
     method, steps, changes = LEARNING[name]
-    one = trainer(method, **(FAST | {"steps": 32 * steps} | changes))
+    one = trainer(method, **(FAST | {"steps": 32 * steps * changes.get("n_steps", 1)} | changes))
     before, after = learn(one, steps)
     assert before < 0.3 and after > 0.95
     assert one.counts["enumerations"] == 0
@@ -444,13 +450,13 @@ def test_evaluation_counts_one_episode_each():
 
 def test_summary_counts_and_averages():
     """Counts since the start, means since the last summary."""
-    one = trainer()
+    one = trainer(n_draws=64)
     norms = []
     for _ in range(2):
         one.step()
         norms.append(float(one.parameters["critic"].grad.norm()))
     first = one.summary()
-    assert first["states"] == 32 and first["draws"] == 32 * 16 and first["asked"] == 32 * 16
+    assert first["states"] == 32 and first["draws"] == 32 * 64 and first["asked"] == 32 * 64
     assert 0 < first["valid"] < first["draws"]
     assert first["grad_norm_critic"] > 0 and all(norm <= 0.5 + 1e-5 for norm in norms)
     again = one.summary()

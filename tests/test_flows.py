@@ -161,7 +161,7 @@ def test_float32_inverse_is_finite_and_accurate_where_information_is_left():
 
 
 def test_an_exact_tie_has_a_finite_inverse():
-    """Float32 latents tie once in ten million draws: one infinity there would end a run."""
+    """Float32 latents tie about once in thirty million draws, and one infinity ends a run that asks q of them."""
     v = torch.tensor([[[1.0, 1.0, 0.0]], [[-3.5, 2.25, 2.25]], [[0.0, 0.0, -1.0]]])
     action = torch.tensor([[0], [1], [0]])
     u, ladj = soft_threshold_inverse(v, action)

@@ -46,11 +46,13 @@ def test_form(path):
 
 
 def test_runs_on_the_committed_records(path, tmp_path):
-    execute(path, tmp_path)
-    for name, experiment in experiments(EXPERIMENTS).items():
-        if experiment["notebook"] == path.stem:
-            for suffix in (".pdf", ".png", ".csv"):
-                assert (tmp_path / "figures" / f"{name}{suffix}").stat().st_size > 0
+    notebook = execute(path, tmp_path)
+    drawn = [name for name, experiment in experiments(EXPERIMENTS).items() if experiment["notebook"] == path.stem]
+    for name in drawn:
+        for suffix in (".pdf", ".png", ".csv"):
+            assert (tmp_path / "figures" / f"{name}{suffix}").stat().st_size > 0
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= len(drawn)  # shown, not only saved
 
 
 FAULTS = {

@@ -8,16 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from ground_truth import (
-    CHI_SQUARE_P,
-    chi_square_p,
-    gaussian_argmax_log_probs,
-    gradient,
-    randomise,
-    region_grid,
-    region_log_probs,
-    z_scores,
-)
+from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
 from torch import nn
 from torch.autograd.functional import jacobian
 from torch.distributions import Normal
@@ -25,6 +16,7 @@ from torch.distributions import Normal
 from flowrl import rejection
 from flowrl.config import make_config
 from flowrl.policies import AutoregressivePolicy, FlowPolicy, MaskedPolicy, Sample, to_digits, to_flat
+from flowrl.truth import gaussian_argmax_log_probs, gradient, region_grid, region_log_probs
 
 STATE = torch.tensor([[0.4, -1.1]], dtype=torch.float64)
 STATES = torch.tensor([[0.4, -1.1], [-0.3, 0.7]], dtype=torch.float64)

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ground_truth import CHI_SQUARE_P, chi_square_p, gaussian_argmax_log_probs, gradient, randomise, z_scores
+from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
 from torch import nn
 
 from flowrl.config import make_config
 from flowrl.policies import AutoregressivePolicy, FlowPolicy, MaskedPolicy, Sample, to_digits, to_flat
 from flowrl.rejection import (
-    Decision,
     NoValidActionError,
     all_actions,
     ask,
@@ -29,6 +28,15 @@ from flowrl.rejection import (
     executed_weights,
     same_action,
     shared_weights,
+)
+from flowrl.truth import (
+    every_choice,
+    every_sequence,
+    gaussian_argmax_log_probs,
+    gradient,
+    gradient_batches,
+    theorem_1_gradient,
+    valid_mass_gradient,
 )
 
 
@@ -306,28 +314,14 @@ def true_gradient(of):
     return torch.autograd.grad(of(logits), logits)[0]
 
 
-TRUTH = true_gradient(lambda logits: (restricted(logits) * Q).sum())
-MEAN_SCORE = true_gradient(lambda logits: torch.logsumexp(logits[VALID], 0) - torch.logsumexp(logits, 0))  # ∇log Z
+TRUTH = theorem_1_gradient(LOGITS, VALID, Q)
+MEAN_SCORE = valid_mass_gradient(LOGITS, VALID)
 CRITIC = float((restricted(LOGITS) * Q).sum())
 
 
 def every_outcome(n_draws, at_least):
     """Every sequence of draws with every choice among the valid: (decision, probability (B,)), given l ≥ at_least."""
-    flat = torch.tensor(list(itertools.product(range(4), repeat=n_draws)))
-    probability = torch.softmax(LOGITS, -1)[flat].prod(-1)
-    return with_every_choice(flat, VALID[flat], probability, at_least)
-
-
-def with_every_choice(flat, valid, probability, at_least, n_valid=None, draws=None):
-    n_valid = valid.sum(-1) if n_valid is None else n_valid
-    draws = torch.full_like(n_valid, flat.shape[1]) if draws is None else draws
-    row, chosen = (valid & (n_valid >= at_least)[:, None]).nonzero(as_tuple=True)
-    probability = (probability / valid.sum(-1).clamp_min(1))[row]
-    decision = Decision(
-        None, None, Sample(flat[row].unsqueeze(-1), flat[row].double().unsqueeze(-1)), valid[row], n_valid[row],
-        draws[row], chosen, flat[row, chosen].unsqueeze(-1), torch.ones_like(chosen, dtype=torch.bool),
-    )  # fmt: skip
-    return decision, probability / probability.sum()
+    return every_sequence(LOGITS, VALID, n_draws, at_least)
 
 
 def expected(decision, probability, weights, factor=None):
@@ -404,7 +398,7 @@ def test_shared_weights_by_hand():
     """Equal shares of the valid draws with the executed action, whichever of them was chosen."""
     flat = torch.tensor([[2, 3, 2, 2, 0], [1, 1, 0, 3, 0]])
     valid = torch.tensor([[True, True, False, True, True], [False, False, True, True, True]])
-    decision, _ = with_every_choice(flat, valid, torch.ones(2).double(), 1)
+    decision, _ = every_choice(flat, valid, torch.ones(2).double(), 1)
     first = [[0.5, 0, 0, 0.5, 0], [0, 1, 0, 0, 0], [0.5, 0, 0, 0.5, 0], [0, 0, 0, 0, 1]]
     second = [[0, 0, 0.5, 0, 0.5], [0, 0, 0, 1, 0], [0, 0, 0.5, 0, 0.5]]
     assert shared(decision).tolist() == first + second
@@ -439,7 +433,7 @@ def test_redraws_keep_the_expectation(kind):
     n = len(script)
     made, _ = decide(Scripted(script, 4), Oracle(VALID.expand(n, -1), (4,)), states(n),
                      settings(n_draws=2, max_draws=6), generator())  # fmt: skip
-    decision, probability = with_every_choice(
+    decision, probability = every_choice(
         made.sample.action[..., 0], made.valid, probability, 2, made.n_valid, made.draws
     )
     L, S = decision.n_valid.double(), decision.draws.double()
@@ -535,16 +529,10 @@ def policy_and_truth(kind, **changes):
 def test_flow_policy_gradient_with_rejection_is_unbiased(estimator, error, n_draws):
     """decide → shared or executed weights → leave-one-out → score surrogate, against Theorem 1 (z < 5, 40 batches)."""
     policy, restricted, truth = policy_and_truth(FlowPolicy, estimator=estimator)
-    critic, noise, found = float((restricted.detach() * Q).sum()) - error, generator(), []
-    observation = torch.ones(1000, 1, dtype=torch.float64)
-    config = settings(n_draws=n_draws, max_draws=300)
-    parameters = list(policy.parameters())
-    for _ in range(40):
-        decision, _ = decide(policy, lambda observation, action: VALID[action[..., 0]], observation, config, noise)
-        executed = shared(decision) if estimator == "rb" else executed_weights(decision)
-        weights = corrected(decision, "leave_one_out", lambda decision, e=executed: e)
-        score = policy.score_surrogate(policy.features(observation), decision.sample, noise)
-        total = (weights * score).sum(-1) * (Q[decision.action[:, 0]] - critic)
-        found.append(gradient(total.mean(), parameters))
+    critic = float((restricted.detach() * Q).sum()) - error
+    found = gradient_batches(
+        policy, lambda observation, action: VALID[action[..., 0]], torch.ones(1000, 1, dtype=torch.float64), Q, critic,
+        settings(n_draws=n_draws, max_draws=300), n_batches=40, generator=generator(),
+    )  # fmt: skip
     assert truth.norm() > 0.3
-    assert z_scores(torch.stack(found), truth).abs().max() < 5
+    assert z_scores(found, truth).abs().max() < 5

@@ -1,0 +1,302 @@
+"""Pictures that explain: the loop of IAR-A2C (paper, Figure 1), what a correction does, the cities of ERA.
+
+Numbers and axes in, artists out, as in `plots`; nothing here trains or samples. What the pictures show is computed in
+notebooks 03 and 04, from `rejection`, `truth` and `exact`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+
+from .envs.city import City
+from .envs.draw import INK, RESOURCES, ROAD, layout
+from .plots import GREY, REFERENCES, STYLE
+
+BLUE, ORANGE, GREEN, VERMILLION, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#F4F6F8"
+
+
+class Correction(NamedTuple):
+    """How a correction of the gradient (`rejection.correction_weights`) is shown."""
+
+    name: str
+    colour: str
+    dashes: str | tuple
+
+
+CORRECTIONS = {
+    "leave_one_out": Correction("leave-one-out (ours)", BLUE, "-"),
+    "mean": Correction("mean, 1/l", GREEN, (0, (6, 1.5, 1.5, 1.5))),
+    "none": Correction("none", "#000000", (0, (1, 1.2))),
+    "paper": Correction("as printed, S/l²", VERMILLION, (0, (5, 1.5))),
+}
+
+# --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
+
+
+def iar_a2c_loop() -> Figure:
+    """Figure 1 of the paper, redrawn with the weights that Theorem 1 asks for: acting above, learning below."""
+    with plt.rc_context(STYLE):
+        fig = plt.figure(figsize=(13, 6.65))
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.set(xlim=(0, 13), ylim=(0.05, 6.7))
+        ax.axis("off")
+        _acting(ax)
+        _learning(ax)
+    return fig
+
+
+DRAWS = 8  # in the picture
+REFUSED, EXECUTED = (1, 4, 5), 3
+VALID = [j for j in range(DRAWS) if j not in REFUSED]
+TOP, GAP = 6.0, 0.31  # the first draw, and the next below it
+
+
+def _frame(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, title: str) -> None:
+    """A rounded box with a bold title at its top."""
+    style = "round,pad=0,rounding_size=0.12"
+    ax.add_patch(FancyBboxPatch((left, bottom), width, height, style, facecolor=PALE, edgecolor=colour, linewidth=1.8))
+    place = left + width / 2, bottom + height - 0.16
+    ax.text(*place, title, ha="center", va="top", fontsize=14, fontweight="bold", color=colour)
+
+
+def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, *lines: str) -> None:
+    """A frame with its title, the first of the lines, and the others below."""
+    _frame(ax, left, bottom, width, height, colour, lines[0])
+    place = left + width / 2, bottom + (height - 0.4) / 2
+    ax.text(*place, "\n".join(lines[1:]), ha="center", va="center", fontsize=12, color=INK, linespacing=1.5)
+
+
+def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
+    """An arrow along straight pieces."""
+    ax.plot(*zip(*points, strict=True), color=GREY, linewidth=1.8, solid_joinstyle="round", zorder=1)
+    head = dict(arrowstyle="-|>", mutation_scale=18, linewidth=1.8, color=GREY, shrinkA=0, shrinkB=0)
+    ax.add_patch(FancyArrowPatch(points[-2], points[-1], **head))
+
+
+def _note(ax: Axes, x: float, y: float, *lines: str, **look) -> None:
+    """Lines of text round a place."""
+    look = dict(ha="center", va="center", fontsize=12, color=INK, linespacing=1.4) | look
+    ax.text(x, y, "\n".join(lines), **look)
+
+
+def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> None:
+    """The draws a₁ … a_S, one below the other: those to `keep` full, the others faint; a ring round the executed."""
+    for j in range(DRAWS):
+        y, colour = TOP - GAP * j, BLUE if j in keep else "#C9CED6"
+        ax.add_patch(Circle((x, y), 0.135, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
+        _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=10, color="white", zorder=4)
+        if j == ring:
+            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=ORANGE, linewidth=3, zorder=5))
+
+
+def _acting(ax: Axes) -> None:
+    """Upper half: draw, ask, reject, execute."""
+    middle, executed = TOP - GAP * (DRAWS - 1) / 2, TOP - GAP * EXECUTED
+    policy = (r"$z_0 = \mu(s) + \sigma(s)\,\varepsilon$", r"$v = F_w(z_0;\, s)$", r"$a = \mathrm{argmax}\; v$")
+    _box(ax, 0.3, 3.95, 2.9, 1.95, BLUE, r"flow policy  $\pi_\theta(a|s)$", *policy)
+    _arrow(ax, (3.2, middle), (3.97, middle))
+    _note(ax, 3.58, middle + 0.24, "$S$ draws", fontsize=11.5)
+    _draws(ax, 4.2, range(DRAWS))
+    _arrow(ax, (4.47, middle), (5.2, middle))
+    _box(ax, 5.2, 4.2, 1.6, 1.45, GREEN, "oracle", "is $a_j$ valid", "in state $s$?")
+    _arrow(ax, (6.8, middle), (7.6, middle))
+    _note(ax, 7.18, middle + 0.24, "yes / no")
+    _draws(ax, 7.9, VALID, EXECUTED)
+    for j in range(DRAWS):
+        mark, colour = ("✓", GREEN) if j in VALID else ("✗", VERMILLION)
+        _note(ax, 8.26, TOP - GAP * j, mark, fontsize=14, color=colour, fontfamily="DejaVu Sans")
+    _arrow(ax, (8.45, executed), (10.0, executed))
+    _note(ax, 9.2, executed + 0.34, "one of the $l$", "valid, uniformly")
+    contract = (r"executes $a \sim \pi'(\cdot|s)$,", "never an invalid action;", "reward $r$, next state $s'$")
+    _box(ax, 10.0, 3.95, 2.7, 1.95, GREY, "environment", *contract)
+    _arrow(ax, (11.35, 5.9), (11.35, 6.35), (1.75, 6.35), (1.75, 5.9))
+    _note(ax, 6.05, 6.5, "next state $s'$ becomes $s$")
+
+
+def _learning(ax: Axes) -> None:
+    """Lower half: advantage, weights of the draws' scores, gradient."""
+    _arrow(ax, (11.35, 3.95), (11.35, 2.75))
+    _note(ax, 11.8, 3.35, r"$s,\ r,\ s'$")
+    critic = ("$n$-step return $R$;", "advantage", "$A = R - V(s)$")
+    _box(ax, 10.0, 0.8, 2.7, 1.95, GREY, "critic  $V(s)$", *critic)
+    _arrow(ax, (10.0, 1.7), (9.25, 1.7))
+    _note(ax, 9.62, 1.92, "$A$")
+    _arrow(ax, (7.9, TOP - GAP * DRAWS + 0.06), (7.9, 3.12))
+    _note(ax, 6.55, 3.33, "all $S$ draws and their validity")
+    _weights(ax)
+    _arrow(ax, (4.1, 1.7), (3.2, 1.7))
+    gradient = (r"$A\;\Sigma_j\, u_j\,\nabla\log\pi_\theta(a_j|s)$,", r"unbiased for $\nabla J$", "(Theorem 1)")
+    _box(ax, 0.3, 0.8, 2.9, 1.95, BLUE, "policy gradient", *gradient)
+    _arrow(ax, (1.75, 2.75), (1.75, 3.95))
+    _note(ax, 2.35, 3.35, r"update $\theta$")
+
+
+def _weights(ax: Axes) -> None:
+    """The box with u_j as bars over the draws: leave-one-out, and as printed."""
+    _frame(ax, 4.1, 0.2, 5.15, 2.9, BLUE, r"weight $u_j$ of each draw's $\nabla\log\pi_\theta(a_j|s)$")
+    l, executed, valid = len(VALID), np.arange(DRAWS) == EXECUTED, np.isin(range(DRAWS), VALID)
+    ours = (r"executed: $1$", r"other valid: $-1/(l-1)$", r"refused: $0$")
+    printed = (r"executed: $1 - S/l^2$", r"other valid: $-S/l^2$", r"refused: $0$")
+    _weight_bars(ax, 1.92, np.where(executed, 1, -1 / (l - 1)) * valid, BLUE, "leave-one-out (ours): unbiased", ours)
+    name = r"as printed: $\mathrm{E}[1 - S/l^2]$ of it, wrong sign at $l < \sqrt{S}$"
+    _weight_bars(ax, 0.82, (executed - DRAWS / l**2) * valid, VERMILLION, name, printed)
+
+
+def _weight_bars(ax: Axes, base: float, weights: np.ndarray, colour: str, name: str, text: Sequence[str]) -> None:
+    ax.bar(4.6 + 0.33 * np.arange(DRAWS), 0.42 * weights, 0.24, bottom=base, color=colour, zorder=3)
+    ax.plot((4.4, 7.1), (base, base), color=INK, linewidth=0.9, zorder=4)
+    _note(ax, 4.4, base - 0.36, name, ha="left", fontsize=11, color=colour)
+    _note(ax, 7.3, base + 0.16, *text, ha="left")
+
+
+# ------------------------------------------------------------------ what a correction does to the policy gradient
+
+
+def _multiple_axis(ax: Axes, lowest: float) -> None:
+    """y: a multiple of the true gradient, linear within ±1, logarithmic beyond; below zero shaded: downhill."""
+    ax.set_yscale("symlog", linthresh=1, linscale=1.3, subs=range(2, 10))
+    ax.set_ylim(lowest, 2.2)
+    ticks = [-100, -30, -10, -3, -1, -0.5, 0, 0.5, 1]
+    ax.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+    ax.axhspan(lowest, 0, color="#FBE9E1", zorder=0, linewidth=0)
+    ax.axhline(0, color=INK, linewidth=1)
+    place = dict(xytext=(8, -6), textcoords="offset points", va="top", color=VERMILLION)
+    ax.annotate("wrong direction", (0, 0), xycoords=ax.get_yaxis_transform(), **place)
+
+
+def multiple_by_valid_draws(ax: Axes, n_draws: int, multiples: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Axes:
+    """Multiple of the true gradient given l valid ones among S draws: by correction, l (n,) and multiple (n,)."""
+    _multiple_axis(ax, -1.5 * n_draws)
+    for kind, (l, multiple) in multiples.items():
+        name, colour, dashes = CORRECTIONS[kind]
+        wide = kind == "none"
+        ax.plot(l, multiple, color=colour, linestyle=dashes, label=name, linewidth=4 if wide else 2.4, zorder=3 - wide,
+                alpha=0.35 if wide else 1)  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks := 2 ** np.arange(int(np.log2(n_draws)) + 1), [str(tick) for tick in ticks])
+    ax.axvline(n_draws**0.5, color=VERMILLION, linewidth=1, linestyle=":")
+    ax.annotate("$l = \\sqrt{S}$", (n_draws**0.5, -n_draws / 3), (6, 0), textcoords="offset points", color=VERMILLION)
+    ax.set_xlabel(f"$l$, valid ones of $S$ = {n_draws} draws")
+    ax.set_ylabel("expected gradient,\nas a multiple of the true one")
+    return ax
+
+
+def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.ndarray], ours: np.ndarray,
+                           ranges: Mapping[str, tuple[float, float]]) -> Axes:  # fmt: skip
+    """In expectation over l, against Z (n,): as printed for several S, leave-one-out; with named ranges of Z."""
+    _multiple_axis(ax, -1.5 * max(printed))
+    shades = plt.get_cmap("Oranges")(np.linspace(0.45, 0.95, len(printed)))
+    for (n_draws, multiple), shade in zip(printed.items(), shades, strict=True):
+        ax.plot(mass, multiple, color=shade, linestyle=CORRECTIONS["paper"].dashes, linewidth=2.4)
+        box = dict(facecolor="white", edgecolor=shade, boxstyle="round,pad=0.2")
+        place = np.interp(0.0, multiple, mass), 0
+        label = f"$S$ = {n_draws}" if n_draws == max(printed) else f"{n_draws}"
+        ax.annotate(label, place, ha="center", va="center", color=shade, fontsize=9.5, bbox=box)
+    ax.plot(mass, ours, color=BLUE, linewidth=2.8)
+    ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=BLUE, textcoords="offset points")
+    for i, (name, (low, high)) in enumerate(ranges.items()):
+        y = -1.15 * max(printed) / 2**i
+        ax.plot((low, high), (y, y), color=GREY, linewidth=5, solid_capstyle="butt")
+        place = dict(xytext=(0, 5), textcoords="offset points", ha="right", va="bottom")
+        ax.annotate(name, (high, y), color=GREY, fontsize=9, **place)
+    ax.set_xscale("log")
+    ax.set_xticks(ticks := [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1], [f"{tick:g}" for tick in ticks])
+    ax.set_xlim(mass[0], 1)
+    ax.set_xlabel("$Z$, share of the draws that is valid")
+    return ax
+
+
+def ascents(ax: Axes, returns: Mapping[str, np.ndarray], best: float) -> Axes:
+    """What the updates make of the return: by correction (T, runs), every run faint, their mean bold; best possible."""
+    for kind, values in returns.items():
+        _, colour, dashes = CORRECTIONS[kind]
+        ax.plot(values, color=colour, linewidth=0.5, alpha=0.25)
+        ax.plot(values.mean(1), color=colour, linestyle=dashes, linewidth=2.6, zorder=4)
+    ax.axhline(best, color="black", linestyle="--", linewidth=1)
+    ax.set_xlabel("policy updates")
+    ax.set_ylabel("exact expected return $J$")
+    ax.margins(x=0)
+    return ax
+
+
+def corrections() -> tuple[Figure, np.ndarray]:
+    """A figure with three axes for the above, the first two sharing y."""
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, 3, figsize=(14.5, 4.9), layout="constrained", width_ratios=(1, 1.25, 1))
+    return fig, axes
+
+
+# ------------------------------------------------------------------------------------------------- the cities of ERA
+
+
+def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -> ScalarMappable:
+    """A city from above: districts as large as they are struck often (K,), as dark as severe; resources at `stay` (D,).
+
+    Roads are thick where they are cheap. Returns what a colour bar of the severity needs.
+    """
+    place, price = layout(city.hops), np.array([edge[2] for edge in city.edges])
+    for (i, j, _), width in zip(city.edges, 1.5 + 5 * (1 - price / max(price.max(), 1e-9)), strict=True):
+        ax.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
+    shade = ScalarMappable(Normalize(0.8, 1.3), "Greys")
+    severity = np.subtract(city.covered, city.uncovered) / 2
+    ax.scatter(*place.T, s=4000 * frequency, c=severity, cmap=shade.cmap, norm=shade.norm, edgecolors=INK, zorder=2,
+               clip_on=False)  # fmt: skip
+    for k, (x, y) in enumerate(place):
+        colour = "white" if shade.norm(severity[k]) > 0.55 else INK
+        ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=10, color=colour, zorder=4)
+        here = [r for r, district in enumerate(stay) if district == k]
+        for slot, r in enumerate(here):
+            box = {"boxstyle": "round,pad=0.25", "facecolor": RESOURCES[r % len(RESOURCES)], "edgecolor": "white"}
+            shift = (15 * (slot - (len(here) - 1) / 2), 19)
+            ax.annotate("ABCDEFGH"[r], (x, y), shift, textcoords="offset points", ha="center", va="center", fontsize=9,
+                        color="white", weight="bold", zorder=5, bbox=box)  # fmt: skip
+    ax.margins(0.2)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.axis("off")
+    return shade
+
+
+def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:
+    """By variant of a city (`exact.optimum`): exact returns of random valid actions, go-and-stay and the optimum."""
+    for y, (name, exact) in enumerate(optima.items()):
+        returns = [exact[key] for key in REFERENCES]
+        ax.plot((min(returns), max(returns)), (y, y), color="#C9CED6", linewidth=5, solid_capstyle="round", zorder=2)
+        for key, value in zip(REFERENCES, returns, strict=True):
+            marker, colour = {"optimal": ("*", BLUE), "go_and_stay": ("s", ORANGE), "uniform_valid": ("o", INK)}[key]
+            ax.plot(value, y, marker, color=colour, markersize=12 if marker == "*" else 7, label=REFERENCES[key],
+                    markeredgecolor="white", linestyle="", zorder=3)  # fmt: skip
+        ax.annotate(f"{name}: {100 * exact['valid_fraction']:.0f} % valid", (0, y), (0, 11), fontsize=9, color=INK,
+                    xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
+    ax.set_ylim(len(optima) - 0.6, -0.75)
+    ax.set_yticks([])
+    ax.spines[["left", "right"]].set_visible(False)
+    ax.set_xlabel("return of an episode")
+    return ax
+
+
+def cities(groups: Mapping[str, Mapping[str, dict[str, float]]], frequencies: Mapping[str, np.ndarray],
+           stays: Mapping[str, Sequence[int]]) -> Figure:  # fmt: skip
+    """A column a city: its map above, what its variants are worth below (`worth`); all by the city's name."""
+    with plt.rc_context(STYLE):
+        n = len(groups)
+        fig, axes = plt.subplots(2, n, figsize=(3.15 * n, 6.2), squeeze=False, layout="constrained",
+                                 height_ratios=(1.35, 1))  # fmt: skip
+        for column, (name, optima) in zip(axes.T, groups.items(), strict=True):
+            city = City.load(name)
+            shade = city_map(column[0], city, frequencies[name], stays[name])
+            worth(column[1], optima)
+            size = f"{city.districts}$^{city.resources}$ = {city.allocations:,} actions"
+            column[0].set_title(f"{name}\n", fontweight="bold")
+            column[0].text(0.5, 1.02, size, transform=column[0].transAxes, ha="center", fontsize=10, color=GREY)
+        fig.get_layout_engine().set(h_pad=0.1)
+        fig.colorbar(shade, ax=axes[0], label="severity", fraction=0.012, pad=0.01)
+        handles = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels()), strict=True))
+        fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    return fig

@@ -1,0 +1,270 @@
+"""flowrl.fit: a small assignment problem to near its optimum; every kind of environment; `act`, the curve, resume."""
+
+import io
+import itertools
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import flowrl
+from flowrl import envs
+from flowrl.envs.gym import GymBatched
+
+JOBS = (3, 5, 2)  # job d may be given to the first JOBS[d] of five workers
+PAY = np.random.default_rng(0).random((3, 3, 5))  # by day, job, worker: how well a worker does a job
+QUICK = {"progress": False, "gamma": 0.1, "entropy": 0.5, "hidden": 64}
+FAST = {"progress": False, "n_envs": 4, "n_draws": 8, "hidden": 16, "policy_hidden": 8}
+
+
+class Assignment(gymnasium.Env):
+    """Three jobs to different workers; an observation is the day; an episode is four days."""
+
+    observation_space, action_space = spaces.Discrete(3), spaces.MultiDiscrete(JOBS)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.days = 0
+        return self.next_day(), {}
+
+    def next_day(self):
+        self.day = int(self.np_random.integers(3))
+        return self.day
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        assert all_different(None, action)  # the environment's own check: no invalid action is ever executed
+        reward = PAY[self.day, range(3), action].sum()
+        self.days += 1
+        return self.next_day(), reward, self.days == 4, False, {}
+
+
+def all_different(observation, action):
+    return len(set(action.tolist())) == len(action)
+
+
+def different(observation, actions):
+    """The same for a batch."""
+    return (actions.sort(-1).values.diff(dim=-1) > 0).all(-1)
+
+
+def pay(choose):
+    """Expected return of an episode, choosing by day among the pays of all valid actions."""
+    valid = [a for a in itertools.product(*map(range, JOBS)) if len(set(a)) == 3]
+    return 4 * np.mean([choose([PAY[day, range(3), a].sum() for a in valid]) for day in range(3)])
+
+
+def learnt(trainer, draws=100):
+    """Expected return of an episode of the trained policy, from its actions on each of the three days."""
+    return 4 * np.mean([PAY[day, range(3), trainer.act(day)].sum() for day in range(3) for _ in range(draws)])
+
+
+@pytest.mark.parametrize(
+    ("method", "oracle", "steps", "least"),
+    [
+        ("iar-a2c", flowrl.per_action(all_different), 10_000, 0.95),
+        ("mask", different, 20_000, 0.95),
+        ("ar-iar", different, 10_000, 0.9),
+    ],
+)
+def test_learns_an_assignment_problem(method, oracle, steps, least):
+    """In seconds most of the way from random valid actions (0) to the optimum (1), both known by enumeration."""
+    trainer = flowrl.fit(Assignment, oracle, method, steps, **QUICK)
+    random, best = pay(np.mean), pay(max)
+    assert (learnt(trainer) - random) / (best - random) > least
+    assert trainer.env.violations == 0
+    curve = trainer.curve["return"]
+    assert abs(curve.iloc[0] - random) < 0.5 * (best - random)
+    assert curve.iloc[-4:].mean() > random + 0.85 * (best - random)
+
+
+# ---------------------------------------------------------------------------------------------------- act
+
+
+@pytest.mark.parametrize(
+    ("env", "n"), [("CartPole-v1", 1), ("ERA-v1", 20), (lambda: gymnasium.make("flowrl/ERA-v1", city="ERA-v1"), 20)]
+)
+def test_act_drives_the_plain_environment(env, n):
+    trainer = flowrl.fit(env, steps=64, **FAST)
+    plain = gymnasium.make(env if env == "CartPole-v1" else "flowrl/ERA-v1")
+    observation, _ = plain.reset(seed=0)
+    if env == "ERA-v1":
+        for _ in range(n):
+            action = trainer.act(observation)
+            assert plain.unwrapped.is_valid(action)
+            observation, *_ = plain.step(action)
+    else:
+        assert plain.action_space.contains(trainer.act(observation))
+    before = dict(trainer.counts)
+    trainer.act(observation)
+    assert before == trainer.counts  # acting is not training
+    with pytest.raises(ValueError, match=r"^the observation has the shape \(3, 3\); allowed: \("):
+        trainer.act(np.zeros((3, 3)))
+
+
+def test_act_is_never_invalid():
+    """Even untrained, and with the environment's own numbers; without any valid action it says so."""
+    answer = [True]
+
+    def oracle(observation, actions):
+        return (actions.sum(-1) == 13) & answer[0]
+
+    class Shifted(Assignment):
+        action_space = spaces.MultiDiscrete(JOBS, start=[2, 3, 4])
+
+        def step(self, action):
+            return self.next_day(), 0.0, False, False, {}
+
+    trainer = flowrl.fit(Shifted, oracle, steps=16, **FAST)
+    actions = np.array([trainer.act(day) for day in (0, 1, 2) * 20])
+    assert (actions.sum(1) == 13).all()
+    assert (actions >= (2, 3, 4)).all()
+    assert len(np.unique(actions, axis=0)) > 3  # a stochastic policy's
+    answer[0] = False
+    with pytest.raises(flowrl.rejection.NoValidActionError):
+        trainer.act(0)
+
+
+# ---------------------------------------------------------------------------- what env may be; errors; settings
+
+
+def test_kinds_of_environment(tmp_path):
+    city = tmp_path / "mine.json"
+    envs.city.generate(4, 2, seed=0).to_json(city)
+    batch = GymBatched("CartPole-v1", 4, generator=torch.Generator().manual_seed(0))
+    for env, sizes in (
+        ("ERA-v1", (6,) * 3), ("flowrl/ERA-v1", (6,) * 3), (str(city), (4,) * 2), (city, (4,) * 2),
+        ("CartPole-v1", (2,)), (Assignment, JOBS), (batch, (2,)), (envs.make_batched("ERA-v1", 4), (6,) * 3),
+    ):  # fmt: skip
+        trainer = flowrl.fit(env, different if env is Assignment else None, steps=8, **FAST)
+        assert trainer.env_steps == 8
+        assert trainer.env.action_sizes == sizes
+    assert flowrl.fit("ERA-v1", steps=0, **FAST).config.hash()  # a named city is one to the configuration, too
+
+
+def test_an_oracle_beside_the_citys_own():
+    """A city's actions that the given oracle refuses are not executed; its own check stands."""
+
+    def moving(observation, actions):
+        asked.append(actions.shape)
+        return batch.valid(observation, actions) & (actions[..., 0] == actions[..., 0])
+
+    asked, batch = [], envs.make_batched("ERA-v1", 4)
+    trainer = flowrl.fit(batch, moving, steps=40, **FAST)
+    assert len(asked) >= 10
+    assert int(trainer.env.violations) == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "arguments", "said"),
+    [
+        ("ERA-v99", {}, "unknown environment 'ERA-v99'.*ERA-v1"),
+        ("nowhere.json", {}, "nowhere.json"),
+        ("Pendulum-v1", {}, "action space is Box"),
+        (3, {}, "the environment is int; give"),
+        (Assignment, {"oracle": 3}, "the oracle is int"),
+        ("ERA-v1", {"oracle": 3}, "the oracle is int"),
+        (Assignment, {"method": "sac"}, "unknown method 'sac'; choose one of: iar-a2c"),
+        (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of"),
+        (Assignment, {"steps": -1}, "steps is -1"),
+        (Assignment, {"seed": "x"}, "seed is 'x'"),
+        (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),
+        (GymBatched(Assignment, 2), {}, r"n_envs \(2\) and device \(cpu\) of its own"),
+        (GymBatched(Assignment, 4), {"device": "cpu"}, "of its own"),
+    ],
+)
+def test_errors_are_one_line(env, arguments, said):
+    with pytest.raises(ValueError, match=said) as error:
+        flowrl.fit(env, **FAST | {"steps": 8} | arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "method", "said"),
+    [
+        (
+            [10] * 6,
+            "mask",
+            r"^\|A\| is 1,000,000: mask must list them all, at most 100,000; iar-a2c and ar-iar only draw$",
+        ),
+        ([10] * 400, "mask", r"^\|A\| is about 10\^400: mask must list"),
+        ([2] * 63, "iar-a2c", r"^\|A\| is about 10\^19; allowed: fewer than 2\^63 actions$"),
+    ],
+)
+def test_too_many_actions(sizes, method, said):
+    class Large(Assignment):
+        action_space = spaces.MultiDiscrete(sizes)
+
+    with pytest.raises(ValueError, match=said):
+        flowrl.fit(Large, method=method, steps=8, **FAST)
+
+
+# ------------------------------------------------------------------------------- the curve, going on, resuming
+
+
+class Known(Assignment):
+    """Pays 1 a day."""
+
+    def step(self, action):
+        return *super().step(action)[:1], 1.0, self.days == 4, False, {}
+
+
+def test_the_curve_is_what_happened():
+    answers = []
+
+    def oracle(observation, actions):
+        answers.append(different(observation, actions))
+        return answers[-1]
+
+    trainer = flowrl.fit(Known, oracle, steps=160, **FAST | {"n_draws": 64, "correction": "mean"})
+    curve = trainer.curve
+    assert (curve["return"] == 4).all()  # four days an episode
+    assert curve["env_steps"].tolist() == list(range(16, 161, 16))  # all four environments end together
+    assert (curve["episodes"] == 4).all()
+    drawn = torch.cat([answer for answer in answers if answer.shape[1] == 64])  # the rest is the environment's check
+    assert np.allclose(curve["valid_rate"], drawn.float().view(10, -1).mean(1))
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not():
+    first, again, other = (flowrl.fit(Assignment, different, steps=200, seed=s, **FAST) for s in (0, 0, 1))
+    assert first.curve.equals(again.curve)
+    assert torch.equal(first.parameters["actor"], again.parameters["actor"])
+    assert not first.curve.equals(other.curve)
+    days = [[trainer.act(0).tolist() for _ in range(9)] for trainer in (first, again, other)]
+    assert days[0] == days[1] != days[2]
+
+
+def test_training_goes_on_and_resumes_exactly():
+    whole = flowrl.fit(Assignment, different, steps=100, **FAST)
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    whole.train(100, progress=False)
+    assert whole.env_steps == 200
+    resumed = flowrl.fit(Assignment, different, steps=100, seed=0, **FAST)
+    resumed.train(20, progress=False)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.train(100, progress=False)
+    assert resumed.curve.equals(whole.curve)
+    assert torch.equal(resumed.parameters["actor"], whole.parameters["actor"])
+    assert np.array_equal(resumed.act(1), whole.act(1))
+
+
+def test_progress_shows_return_and_valid_rate(capsys):
+    flowrl.fit(Known, different, steps=64, **FAST | {"progress": True})
+    shown = capsys.readouterr().err
+    assert "Known iar-a2c" in shown
+    assert "return=4.00" in shown
+    assert "valid rate=0." in shown
+
+
+def test_torch_keeps_its_threads():
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        flowrl.fit("CartPole-v1", steps=8, **FAST)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

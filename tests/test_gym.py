@@ -1,0 +1,423 @@
+"""flowrl.envs.gym: against gymnasium environments stepped one by one; refusal, oracles, spaces, checkpoints."""
+
+import io
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from flowrl import per_action
+from flowrl.a2c import Trainer, seeded
+from flowrl.config import METHODS, make_config
+from flowrl.envs.gym import GymBatched
+
+SMALL = {"hidden": 16, "policy_hidden": 8, "n_envs": 4, "n_draws": 8, "elbo_batch": 16, "posterior_fit_steps": 2}
+
+
+class Counter(gymnasium.Env):
+    """Counts up in the one array that it returns every time, by itself and by what the action says; ends at `length`.
+
+    Rewards are random: they tell whether random streams are where they should be. `given` holds all executed actions.
+    """
+
+    def __init__(self, action_space=None, length=3):
+        self.action_space = action_space or spaces.MultiDiscrete([3, 5, 2])
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        self.count, self.length, self.given = np.zeros(2), length, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count[:] = 0
+        return self.count, {"seed": seed}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.given.append(np.array(action))
+        self.count += (1, np.sum(action))
+        return self.count, self.np_random.random(), self.count[0] == self.length, False, {"word": str(action)}
+
+
+class Observing(Counter):
+    """A counter that shows something else."""
+
+    def __init__(self, space, shown=None):
+        super().__init__(length=2)
+        self.observation_space, self.shown = space, shown
+
+    def reset(self, **options):
+        super().reset(**options)
+        return self.observation_space.sample() if self.shown is None else self.shown, {}
+
+    def step(self, action):
+        return (self.reset()[0], *super().step(action)[1:])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def even(observation, actions):
+    """The sum of the action must be even."""
+    return actions.sum(-1) % 2 == 0
+
+
+# ------------------------------------------------------------------------------------- against stepping by hand
+
+
+def by_hand(env, seed, actions):
+    """What one environment does with actions: rows of observation, reward, terminated, truncated, final observation."""
+    observation, _ = env.reset(seed=seed)
+    rows = [(observation, None, None, None, None)]
+    for action in actions:
+        final, reward, terminated, truncated, _ = env.step(action)
+        observation = env.reset()[0] if terminated or truncated else final
+        rows.append((observation, reward, terminated, truncated, final))
+    return rows
+
+
+@pytest.mark.parametrize(("limit", "ending"), [(500, "terminated"), (7, "truncated")])
+def test_agrees_with_gymnasium(limit, ending):
+    """Observations, rewards, terminations, truncations, final observations and seeds: equal, number by number."""
+
+    def make():
+        return gymnasium.make("CartPole-v1", max_episode_steps=limit)
+
+    actions = torch.randint(2, (60, 3, 1), generator=generator(1))
+    batch = GymBatched(make, 3, generator=generator())
+    batch.generator.manual_seed(5)
+    got = [(batch.reset(), None, None, None, None), *(batch.step(action) for action in actions)]
+    seeds = torch.randint(2**31, (3,), generator=generator(5)).tolist()
+    ended = 0
+    for i, seed in enumerate(seeds):
+        for t, row in enumerate(by_hand(make(), seed, actions[:, i, 0].numpy())):
+            for ours, theirs in zip(got[t], row, strict=True):
+                assert theirs is None or np.array_equal(ours[i].numpy(), np.float32(theirs))
+        ended += sum(getattr(step, ending)[i].item() for step in got[1:])
+        assert not any(step.terminated[i] and step.truncated[i] for step in got[1:])
+    assert ended >= 3  # the comparison covered the ends of episodes
+    assert batch.violations == 0
+    assert (batch.action_sizes, batch.observation_shape) == ((2,), (4,))
+
+
+def test_ends_at_different_times_and_reused_arrays():
+    """Environments are out of step; the final observation survives an environment that overwrites its array."""
+    lengths = iter((5, 2, 3, 3))
+    batch = GymBatched(lambda: Counter(length=next(lengths)), 4, generator=generator())
+    ones = torch.ones(4, 3, dtype=torch.int64)
+    steps = [batch.step(ones) for _ in range(3)]
+    assert steps[1].terminated.tolist() == [False, True, False, False]
+    assert steps[1].observation.tolist() == [[2, 6], [0, 0], [2, 6], [2, 6]]
+    assert steps[1].final_observation.tolist() == [[2, 6]] * 4
+    assert steps[2].terminated.tolist() == [False, False, True, True]
+    assert steps[2].observation.tolist() == [[3, 9], [1, 3], [0, 0], [0, 0]]
+    assert steps[2].final_observation.tolist() == [[3, 9], [1, 3], [3, 9], [3, 9]]
+    assert steps[0].observation.tolist() == [[1, 3]] * 4  # earlier steps stand
+    for step in steps:
+        assert step.observation.dtype == step.final_observation.dtype == step.reward.dtype == torch.float32
+
+
+def test_seeds_reach_every_environment():
+    def rewards(seed):
+        batch = GymBatched(Counter, 8, generator=generator(seed))
+        return torch.stack([batch.step(torch.zeros(8, 3, dtype=torch.int64)).reward for _ in range(5)])
+
+    first = rewards(0)
+    assert torch.equal(first, rewards(0))
+    assert len(first[0].unique()) == 8
+    assert not torch.equal(first, rewards(1))
+
+
+# ------------------------------------------------------------------------------------------------- refusal
+
+
+def test_an_invalid_action_is_refused_and_counted():
+    """Nothing in the batch is executed, and the next valid step goes on from where it was."""
+    made = []
+    batch = GymBatched(lambda: made.append(Counter()) or made[-1], 3, generator=generator(), oracle=even)
+    good, bad = torch.tensor([[1, 1, 0]] * 3), torch.tensor([[1, 1, 0], [2, 4, 1], [0, 1, 0]])
+    batch.step(good)
+    with pytest.raises(ValueError, match=r"^action \[2, 4, 1\] is invalid in environment 1 \(2 of 3 are\); .*$"):
+        batch.step(bad)
+    assert batch.violations == 2
+    assert [len(env.given) for env in made] == [1, 1, 1]
+    assert batch.step(good).observation.tolist() == [[2, 4]] * 3
+    assert batch.violations == 2
+
+
+@pytest.mark.parametrize("action", [[3, 0, 1], [0, 5, 1], [0, 0, 2], [-1, 0, 1]])
+def test_a_category_that_does_not_exist_is_refused(action):
+    asked = []
+    batch = GymBatched(Counter, 1, oracle=lambda o, a: asked.append(a) or even(o, a))
+    with pytest.raises(ValueError, match="nothing was executed"):
+        batch.step(torch.tensor([action]))
+    assert batch.violations == 1
+    assert all((a < torch.tensor([3, 5, 2])).all() and (a >= 0).all() for a in asked)
+
+
+def test_the_refusal_uses_the_environments_own_observation():
+    """Not what the sampler says it was: the oracle is asked about the state that the environment is in."""
+    batch = GymBatched(Counter, 2, oracle=lambda o, a: a.sum(-1) > o[:, 1:])
+    one, two = torch.tensor([[1, 0, 0]] * 2), torch.tensor([[2, 0, 0]] * 2)
+    assert batch.valid(torch.zeros(2, 2), torch.stack((one, 0 * one), 1)).tolist() == [[True, False]] * 2
+    batch.step(one)
+    with pytest.raises(ValueError, match="invalid"):
+        batch.step(one)
+    batch.step(two)
+    assert batch.violations == 2
+
+
+# -------------------------------------------------------------------------------------- oracles and fallbacks
+
+
+@pytest.mark.parametrize(
+    ("oracle", "said"),
+    [
+        (lambda o, a: a.sum(-1), "torch.int64"),
+        (lambda o, a: torch.ones(2, dtype=torch.bool), r"\(2,\)"),
+        (lambda o, a: np.ones((2, 7), dtype=bool), "ndarray"),
+        (lambda o, a: True, "bool"),
+        (lambda o, a: None, "NoneType"),
+    ],
+)
+def test_oracles_that_answer_something_else(oracle, said):
+    batch = GymBatched(Counter, 2, oracle=oracle)
+    with pytest.raises(ValueError, match=rf"^the oracle returned .*{said}.*; it must return .*\(2, 7\)$"):
+        batch.valid(torch.zeros(2, 2), torch.zeros(2, 7, 3, dtype=torch.int64))
+
+
+def test_valid_checks_its_arguments():
+    batch = GymBatched(Counter, 2)
+    assert batch.valid(torch.zeros(5, 2), torch.zeros(5, 7, 3, dtype=torch.int64)).shape == (5, 7)
+    for actions in (torch.zeros(2, 7, 3), torch.zeros(2, 7, 2).long(), torch.zeros(3, 7, 3).long(), torch.zeros(2, 3)):
+        with pytest.raises(ValueError, match="^actions are torch"):
+            batch.valid(torch.zeros(2, 2), actions)
+    for actions in (torch.zeros(2, 3), torch.zeros(3, 3).long(), torch.zeros(2, 2).long()):
+        with pytest.raises(ValueError, match="^actions are torch"):
+            batch.step(actions)
+
+
+def test_per_action():
+    """One at a time gives what the batched oracle gives; it sees plain arrays; a repeated action is judged once."""
+    seen = []
+
+    def fits(observation, action):
+        seen.append((observation.shape, tuple(action.tolist())))
+        return (action.sum() + observation[0]) % 2 == 0
+
+    observation = torch.arange(4.0)[:, None]
+    actions = torch.randint(3, (4, 50, 2), generator=generator())
+    assert torch.equal(per_action(fits)(observation, actions), (actions.sum(-1) + observation) % 2 == 0)
+    assert {shape for shape, _ in seen} == {(1,)}
+    assert len(seen) == sum(len(state.unique(dim=0)) for state in actions)
+    for fn, said in ((lambda o, a: None, "None"), (lambda o, a: 1, "1"), (lambda o, a: a == a, "array")):
+        with pytest.raises(ValueError, match=rf"^the oracle returned {said}.*must return a bool$"):
+            per_action(fn)(observation, actions)
+    with pytest.raises(ValueError, match="^per_action was given int"):
+        per_action(3)
+
+
+@pytest.mark.parametrize(
+    ("space", "sizes", "least"),
+    [
+        (spaces.Discrete(4, start=7), (4,), 7),
+        (spaces.MultiDiscrete([3, 2], start=[-1, 5]), (3, 2), [-1, 5]),
+        (spaces.MultiDiscrete(np.array([3, 2], dtype=np.int32), dtype=np.int32), (3, 2), [0, 0]),
+    ],
+)
+def test_the_environments_own_numbers(space, sizes, least):
+    """`start` is added for the environment, the oracle and `to_environment`, and taken from what the fallback says."""
+    made, asked = [], []
+
+    def oracle(observation, actions):
+        asked.append(actions)
+        return torch.ones(actions.shape[:2], dtype=torch.bool)
+
+    def fallback(observation):
+        return torch.tensor(least).reshape(1, -1).expand(len(observation), -1) + 1
+
+    batch = GymBatched(lambda: made.append(Counter(space)) or made[-1], 2, oracle=oracle, fallback=fallback)
+    assert batch.action_sizes == sizes
+    batch.step(torch.zeros(2, len(sizes), dtype=torch.int64))
+    assert np.array_equal(made[0].given[0], least)
+    assert made[0].given[0].dtype == space.dtype
+    assert asked[0].tolist() == [[np.atleast_1d(least).tolist()]] * 2
+    assert (batch.fallback(torch.zeros(2, 2)) == 1).all()
+
+
+def test_the_fallback_is_executed_where_no_draw_is_valid():
+    """Only the action that the fallback knows is valid, and it is too rare to be drawn."""
+    known, made = torch.tensor([9, 9, 9, 9]), []
+
+    def make():
+        made.append(Counter(spaces.MultiDiscrete([10] * 4), length=2))
+        return made[-1]
+
+    def oracle(observation, actions):
+        return (actions == known).all(-1)
+
+    config = make_config("counter", "iar-a2c", SMALL | {"max_draws": 16, "enumerate_limit": 0})
+    batch = GymBatched(make, 4, generator=generator(), oracle=oracle, fallback=lambda o: known.expand(len(o), -1))
+    trainer = Trainer(config, batch)
+    for _ in range(3):
+        trainer.step()
+    assert trainer.counts["fallbacks"] == 12
+    assert batch.violations == 0
+    assert all((np.array(env.given) == 9).all() for env in made)
+    for wrong in (lambda o: known, lambda o: known.float().expand(len(o), -1), lambda o: [9] * 4):
+        with pytest.raises(ValueError, match="^the fallback returned"):
+            GymBatched(make, 4, fallback=wrong).fallback(torch.zeros(2, 2))
+
+
+# ------------------------------------------------------------------------------------------------- spaces
+
+
+@pytest.mark.parametrize(
+    ("space", "shape"),
+    [
+        (spaces.Box(0, 255, (4, 4, 3), np.uint8), (4, 4, 3)),
+        (spaces.Box(0, 1, (), np.float64), (1,)),
+        (spaces.Discrete(5, start=2), (5,)),
+        (spaces.MultiBinary(3), (3,)),
+        (spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1, (2, 2))), (6,)),
+        (spaces.Tuple((spaces.MultiDiscrete([2, 3]), spaces.Box(0, 1, (2,)))), (7,)),
+    ],
+)
+def test_observations_of_every_kind(space, shape):
+    """All become float32 of one shape, as gymnasium flattens them, in a batch and singly."""
+    space.seed(0)
+    shown = space.sample()
+    batch = GymBatched(lambda: Observing(space, shown), 2)
+    expected = np.asarray(shown if shape == space.shape else spaces.flatten(space, shown), dtype=np.float32)
+    assert batch.observation_shape == shape
+    step = batch.step(torch.zeros(2, 3, dtype=torch.int64))
+    for observation in (batch.reset(), step.observation, step.final_observation):
+        assert observation.dtype == torch.float32
+        assert np.array_equal(observation.numpy(), [expected, expected])
+    assert np.array_equal(batch.to_tensor(shown).numpy(), [expected])
+
+
+ONE, SIZES = Counter(), iter((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        (lambda: Observing(spaces.Sequence(spaces.Discrete(2))), "no fixed size"),
+        (lambda: Counter(spaces.Box(0, 1, (2,))), "the action space is Box"),
+        (lambda: Counter(spaces.MultiDiscrete([[2, 2], [2, 2]])), "the action space is MultiDiscrete"),
+        (lambda: Counter(spaces.MultiBinary(3)), "the action space is MultiBinary"),
+        ("Pendulum-v1", "the action space is Box"),
+        ("NoSuchThing-v0", "gymnasium can't make 'NoSuchThing-v0'"),
+        ("no_such_module:Thing-v0", "gymnasium can't make"),
+        (ONE, "the environment is Counter; give"),
+        (3, "the environment is int; give"),
+        (lambda: 3, "the callable returned int"),
+        (lambda: ONE, "the same environment twice"),
+        (lambda: Counter(spaces.Discrete(next(SIZES))), "differ in their"),
+    ],
+)
+def test_environments_that_do_not_fit(env, said):
+    with pytest.raises(ValueError, match=said) as error:
+        GymBatched(env, 2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("argument", [{"oracle": 3}, {"fallback": "x"}, {"n_envs": 0}])
+def test_arguments_that_do_not_fit(argument):
+    with pytest.raises(ValueError, match=f"{next(iter(argument))} is"):
+        GymBatched(Counter, **{"n_envs": 2} | argument)
+
+
+# ----------------------------------------------------------------------------------- training and checkpoints
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"method": name} for name in METHODS), {"estimator": "cis"}, {"estimator": "latent", "coupling": "affine"}],
+    ids=str,
+)
+def test_unequal_sizes_train(settings):
+    """Categories that pad the smaller dimensions are never drawn (the environment asserts it) and all others are."""
+    made = []
+    settings = {"method": "iar-a2c"} | settings
+    config = make_config("counter", settings.pop("method"), SMALL | settings)
+    trainer = Trainer(
+        config, GymBatched(lambda: made.append(Counter()) or made[-1], 4, generator=generator(), oracle=even)
+    )
+    for _ in range(60):
+        trainer.step()
+    given = np.concatenate([env.given for env in made])
+    assert trainer.env.violations == 0
+    assert (given.sum(1) % 2 == 0).all()
+    assert [sorted(set(column)) for column in given.T] == [[0, 1, 2], [0, 1, 2, 3, 4], [0, 1]]
+    assert all(p.isfinite().all() for p in trainer.policy.parameters())
+
+
+def test_no_tensor_lands_on_the_default_device():
+    """The environment, its oracle and its checkpoint, while tensors without a device would be made on "meta"."""
+    batch = GymBatched(Counter, 4, generator=generator(), oracle=per_action(lambda o, a: a.sum() % 2 == 0))
+    trainer = Trainer(make_config("counter", "iar-a2c", SMALL), batch)
+    with torch.device("meta"):
+        trainer.step()
+        batch.load_state_dict(batch.state_dict())
+        GymBatched("CartPole-v1", 2, generator=batch.generator).step(torch.zeros(2, 1, dtype=torch.int64, device="cpu"))
+    assert trainer.observation.device.type == "cpu"
+
+
+def trained(trainer, updates):
+    for _ in range(updates):
+        trainer.step()
+    return [p.detach().clone() for p in trainer.policy.parameters()], trainer.observation
+
+
+def new_trainer(make, oracle=None, seed=0):
+    config = make_config("own", "iar-a2c", SMALL | {"seed": seed})
+    return Trainer(config, GymBatched(make, 4, generator=seeded(seed, "env"), oracle=oracle))
+
+
+@pytest.mark.parametrize("make", [Counter, lambda: gymnasium.make("CartPole-v1", max_episode_steps=6)])
+def test_resume_is_exact(make):
+    """Through a file, read without trust in it, into a trainer of another seed: bit for bit, in mid-episode."""
+    oracle = even if make is Counter else None
+    whole, file = new_trainer(make, oracle), io.BytesIO()
+    trained(whole, 10)
+    torch.save(whole.state_dict(), file)
+    file.seek(0)
+    expected, last = trained(whole, 10)
+    resumed = new_trainer(make, oracle, seed=1)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    got, observation = trained(resumed, 10)
+    assert all(map(torch.equal, got, expected))
+    assert torch.equal(observation, last)
+
+
+def test_what_cannot_be_pickled_is_copied_and_what_cannot_be_copied_is_refused():
+    class Local(Counter):  # no module holds it, so pickle can't find it again
+        pass
+
+    class Rebuilt(Counter, gymnasium.utils.EzPickle):  # its pickle is its constructor's arguments: not where it stands
+        def __init__(self):
+            gymnasium.utils.EzPickle.__init__(self)
+            super().__init__()
+
+    class Stuck(Counter):
+        def __deepcopy__(self, memo):
+            raise TypeError("holds a handle")
+
+    zeros = torch.zeros(2, 3, dtype=torch.int64)
+    batch = GymBatched(Local, 2, generator=generator())
+    batch.step(zeros)
+    state = batch.state_dict()
+    expected = [batch.step(zeros) for _ in range(4)]
+    for _ in range(2):  # a checkpoint serves more than once
+        batch.load_state_dict(state)
+        for step in expected:
+            assert all(map(torch.equal, batch.step(zeros), step))
+    for kind in (Rebuilt, Stuck):
+        batch = GymBatched(kind, 2)
+        with pytest.raises(ValueError, match="^this environment can't be copied"):
+            batch.load_state_dict(batch.state_dict())
+    with pytest.raises(ValueError, match="another environment or batch"):
+        GymBatched(Counter, 3).load_state_dict(state)
