@@ -92,6 +92,9 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def _train(args) -> None:
+    for key in ("seed", "steps"):
+        if key in dict(args.settings):
+            raise config.ConfigError(f"--set {key}=… has an option of its own: --{key}")
     overrides = dict(args.settings) | {"seed": args.seed, "steps": args.steps}
     cfg = config.make_config(args.env, args.method, overrides)
     facts = runs.train(cfg, args.out, args.name, args.device, args.force, progress=not args.quiet)
@@ -148,6 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     except runs.Interrupted as stopped:
         print(f"flowrl: {stopped}", file=sys.stderr)
         return 130
+    except KeyboardInterrupt:
+        print("flowrl: stopped; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"flowrl: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except (ValueError, NoValidActionError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -163,7 +163,8 @@ class Trainer:
 
         self._zero_gradients()
         (actor_loss + config.value_coef * value_loss).backward()
-        actor, critic = ["actor", "posterior"] if self.posterior else ["actor"], ["critic"]
+        moved = self.posterior is not None and config.estimator != "cis"  # by the policy's gradient; cis holds it fixed
+        actor, critic = ["actor", "posterior"] if moved else ["actor"], ["critic"]
         if config.joint_clip:
             norm = self._clip([*actor, *critic])
             norms = norm, norm

@@ -226,7 +226,7 @@ class Run:
         plain = make_config(config.env, config.method, {"seed": config.seed, "steps": config.steps})
         ours, theirs = dataclasses.asdict(config), dataclasses.asdict(plain)
         words = ["--env", config.env, "--method", config.method, "--seed", config.seed, "--steps", config.steps]
-        words += ["--name", self.label] if self.label != config.method else []
+        words += ["--name", self.label]
         words += [w for name in ours if ours[name] != theirs[name] for w in ("--set", f"{name}={ours[name]}")]
         return list(map(str, words))
 

@@ -300,8 +300,8 @@ class Run:
                 if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.perf_counter()
+        self.save()  # what follows takes seconds and must not cost the run
         facts = self._facts(start)
-        self.save()
         write_record(self.path, self.rows, facts)
         return facts
 

@@ -45,9 +45,9 @@ def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 
 def normalised_score(returns, reference: dict):
     """0 at the return of uniformly drawn valid actions, 1 at the optimum. reference: as in a record, keyed returns."""
-    return (returns - reference["uniform_valid"]) / (reference["optimal"] - reference["uniform_valid"])
+    return (returns - reference["uniform_valid"]) / ((reference["optimal"] - reference["uniform_valid"]) or np.nan)
 
 
 def plateau_gain(returns, reference: dict):
     """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies."""
-    return (returns - reference["go_and_stay"]) / (reference["optimal"] - reference["go_and_stay"])
+    return (returns - reference["go_and_stay"]) / ((reference["optimal"] - reference["go_and_stay"]) or np.nan)

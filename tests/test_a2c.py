@@ -234,7 +234,7 @@ def test_states_without_a_valid_draw_carry_no_policy_gradient(estimator):
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_is_made_on_the_default_device(method, low):
     """Rollout, redraws, enumeration and update on the CPU while the default device is "meta"."""
-    changes = {"n_draws": 1, "max_draws": 2} if low and method != "mask" else {}
+    changes = {"n_draws": 2, "max_draws": 4} if low and method != "mask" else {}
     one = trainer(method, **changes)
     torch.set_default_device("meta")
     try:

@@ -29,6 +29,7 @@ def run(capsys, *words):
         (["--set", "speed=1"], ["speed", "n_draws"]),
         (["--set", "correction=half"], ["half", "leave_one_out"]),
         (["--set", "n_draws"], ["n_draws", "key=value"]),
+        (["--set", "seed=3"], ["seed", "--seed"]),
         (["--steps", "-5"], ["-5"]),
         (["--steps", "some"], ["some"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
@@ -98,7 +99,7 @@ def test_evaluate_a_record_without_weights_says_how_to_make_them(capsys, tmp_pat
     record.with_suffix(".pt").unlink()
     status, _, error = run(capsys, "evaluate", record)
     assert status == 2
-    assert "train --env ERA-v1 --method mask --seed 0 --steps 8 --set n_envs=8" in " ".join(error.split())
+    assert "train --env ERA-v1 --method mask --seed 0 --steps 8 --name mask --set n_envs=8" in " ".join(error.split())
 
 
 def test_optimum_prints_the_exact_returns(capsys):
