@@ -248,9 +248,10 @@ class Run:
 
     # the checkpoint: everything, so that a resumed run's record is the same
 
-    def save(self) -> None:
+    def save(self, finished: bool = False) -> None:
         state = {
-            "schema": SCHEMA, "config_hash": self.config.hash(), "config": dataclasses.asdict(self.config),
+            "schema": SCHEMA, "finished": finished, "config_hash": self.config.hash(),
+            "config": dataclasses.asdict(self.config),
             "label": self.label, "trainer": self.trainer.state_dict(), "rows": self.rows, "wall_s": self.wall_s,
             "train_s": self.train_s, "started": self.started, "violations": self.evaluator.violations,
         }  # fmt: skip
@@ -263,7 +264,7 @@ class Run:
         if not path.exists():
             return False
         state = load_checkpoint(path, self.device)
-        if state["config_hash"] != self.config.hash():
+        if state["finished"] or state["config_hash"] != self.config.hash():  # a removed record is trained anew
             return False
         self.trainer.load_state_dict(state["trainer"])
         self.rows, self.wall_s, self.train_s = state["rows"], state["wall_s"], state["train_s"]
@@ -303,6 +304,7 @@ class Run:
         self.save()  # what follows takes seconds and must not cost the run
         facts = self._facts(start)
         write_record(self.path, self.rows, facts)
+        self.save(finished=True)
         return facts
 
     def _show(self, bar: tqdm) -> None:

@@ -87,6 +87,14 @@ def test_a_finished_record_is_kept_unless_forced(tmp_path):
     assert forced["config"]["entropy"] == 0.3
 
 
+def test_a_removed_record_is_trained_anew(tmp_path):
+    runs.train(small(), tmp_path, progress=False)
+    (tmp_path / "ERA-v1" / "iar-a2c" / "seed0.json").unlink()
+    run = runs.Run(small(), tmp_path)
+    assert not run.resume()
+    assert run.trainer.env_steps == 0
+
+
 def test_a_record_says_what_it_was_made_with(tmp_path):
     config = small("ar-iar", seed=3)
     runs.train(config, tmp_path, "label", progress=False)
