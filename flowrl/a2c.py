@@ -83,16 +83,16 @@ class Trainer:
             self.policy = POLICIES[config.policy](encoder, config.hidden, env.action_sizes, config).to(env.device)
             self.critic = Critic(env, config).to(env.device)
         self.posterior = getattr(self.policy, "posterior", None)
-        actor = [module for name, module in self.policy.named_children() if name != "posterior"]
-        modules = {"actor": actor, "critic": [self.critic]} | (
-            {"posterior": [self.posterior]} if self.posterior else {}
-        )
+        apart = {"flow": getattr(self.policy, "flow", None), "posterior": self.posterior, "critic": self.critic}
+        actor = [module for module in self.policy.children() if module not in apart.values()]
+        modules = {"actor": actor} | {name: [module] for name, module in apart.items() if _has_weights(module)}
         self.parameters = {name: flat_parameters(*group) for name, group in modules.items()}
+        rates = {"critic": config.critic_lr, "flow": config.flow_lr_ratio * config.actor_lr}
         self.optimisers = {
-            name: torch.optim.RMSprop([flat], lr=config.critic_lr if name == "critic" else config.actor_lr, alpha=0.99,
-                                      eps=1e-5)
+            name: torch.optim.RMSprop([flat], lr=rates.get(name, config.actor_lr), alpha=0.99, eps=1e-5)
             for name, flat in self.parameters.items()
-        }  # fmt: skip
+        }
+        self.policy_groups = [name for name in ("actor", "flow") if name in self.parameters]
         self.memory: list[Tensor] = []
         self.observation = env.reset()
         self.env_steps = 0
@@ -164,7 +164,7 @@ class Trainer:
         self._zero_gradients()
         (actor_loss + config.value_coef * value_loss).backward()
         moved = self.posterior is not None and config.estimator != "cis"  # by the policy's gradient; cis holds it fixed
-        actor, critic = ["actor", "posterior"] if moved else ["actor"], ["critic"]
+        actor, critic = [*self.policy_groups, *["posterior"] * moved], ["critic"]
         if config.joint_clip:
             norm = self._clip([*actor, *critic])
             norms = norm, norm
@@ -177,29 +177,24 @@ class Trainer:
     def _weights(self, decision, n_valid, advantage, features, surrogate) -> tuple[Tensor, Tensor, Tensor | float]:
         """Weight of every draw's score (B, S), the entropy estimate, and what is added to the loss."""
         config, now, valid = self.config, self.annealed(), decision.valid
-        exact = getattr(self.policy, "entropy", None)
-        if exact is not None:
-            entropy = exact(features).mean()
-            return (
-                rejection.executed_weights(decision) * advantage[:, None],
-                entropy.detach(),
-                -config.entropy * now * entropy,
-            )
         same = rejection.same_action(to_flat(decision.sample.action, self.policy.sizes), valid)
         shared = config.policy == "flow" and config.estimator == "rb"
         executed = rejection.shared_weights(decision, same) if shared else rejection.executed_weights(decision)
         corrected = rejection.correction_weights(executed, valid, n_valid, decision.draws, config.correction)
-        log_prob = rejection.count_log_prob(same, valid) if config.policy == "flow" else surrogate.detach()
-        weights = (
-            corrected * advantage[:, None]
-            + config.valid_bonus * rejection.bonus_weights(valid)
-            + config.entropy * now * rejection.entropy_weights(log_prob, valid)
-        ) * decision.sampled[:, None]
-        entropy = -(rejection.bonus_weights(valid) * log_prob).sum(-1).mean()
-        kl = 0.0
+        weights = corrected * advantage[:, None] + config.valid_bonus * rejection.bonus_weights(valid)
+        regulariser = 0.0
+        exact = getattr(self.policy, "entropy", None) if valid.shape[1] == 1 else None
+        if exact is not None:  # one draw tells nothing of the entropy
+            entropy = exact(features).mean()
+            regulariser = -config.entropy * now * entropy
+        else:
+            log_prob = rejection.count_log_prob(same, valid) if config.policy == "flow" else surrogate.detach()
+            weights = weights + config.entropy * now * rejection.entropy_weights(log_prob, valid)
+            entropy = -(rejection.bonus_weights(valid) * log_prob).sum(-1).mean()
         if config.latent_kl and now:
-            kl = config.latent_kl * now * self.policy.latent_kl(features, KL_DRAWS, self.generator).mean()
-        return weights, entropy, kl
+            kl = self.policy.latent_kl(features, KL_DRAWS, self.generator).mean()
+            regulariser = regulariser + config.latent_kl * now * kl
+        return weights * decision.sampled[:, None], entropy.detach(), regulariser
 
     def _zero_gradients(self) -> None:
         for flat in self.parameters.values():
@@ -238,7 +233,7 @@ class Trainer:
 
     def _elbo_groups(self) -> list[str]:
         """(φ, w, ψ) as printed; ψ alone where the posterior only proposes and must not move the policy."""
-        return ["posterior"] if self.config.estimator == "cis" else ["actor", "posterior"]
+        return ["posterior"] if self.config.estimator == "cis" else [*self.policy_groups, "posterior"]
 
     def _fit_posterior_first(self) -> None:
         """Algorithm 1 on the posterior alone, before the policy moves: an unfitted posterior's gradient is noise."""
@@ -303,6 +298,10 @@ class Trainer:
         self.updates = 0
         self.sums = torch.zeros_like(self.sums)
         return counts | means
+
+
+def _has_weights(module: torch.nn.Module | None) -> bool:
+    return module is not None and next(module.parameters(), None) is not None
 
 
 def _concatenated(decisions: list[rejection.Decision]) -> rejection.Decision:

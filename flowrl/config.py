@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from .envs.city import City
+from . import envs
 
 SCALES = ("smoke", "quick", "paper")
 
@@ -35,7 +35,7 @@ class TrainConfig:
     steps: int = 200_000  # environment steps of training
 
     # policy
-    policy: Literal["flow", "masked", "autoregressive"] = "flow"  # what draws the actions
+    policy: Literal["flow", "masked", "categorical", "factored", "autoregressive"] = "flow"  # what draws the actions
     coupling: Literal["additive", "affine"] = "additive"  # the latent flow's layers
     n_couplings: int = 2  # coupling layers of the policy's flow; 0: a Gaussian's argmax
     base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
@@ -70,6 +70,7 @@ class TrainConfig:
     n_steps: int = 1  # steps of each environment in a rollout
     gamma: float = 0.95  # discount γ
     actor_lr: float = 1e-3  # RMSprop learning rate of policy and posterior
+    flow_lr_ratio: float = 1.0  # learning rate of the latent flow's couplings, as a multiple of actor_lr
     critic_lr: float = 5e-3  # RMSprop learning rate of the critic
     clip: float = 0.5  # largest gradient norm
     joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
@@ -109,7 +110,7 @@ class TrainConfig:
 
     def env_digest(self) -> str:
         """The environment by its content, so that a city counts, not its file's name."""
-        return City.load(self.env).digest
+        return envs.digest(self.env)
 
     def made(self, facts: dict) -> bool:
         """Whether a record is of this configuration; settings that are newer than it count as their defaults."""
@@ -127,8 +128,8 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
                  "eval_every", "eval_episodes", "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
-                 "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "critic_lr", "value_coef",
-                 "value_scale")  # fmt: skip
+                 "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio", "critic_lr",
+                 "value_coef", "value_scale")  # fmt: skip
 
 
 def _checked(field: dataclasses.Field, value):
@@ -171,10 +172,23 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
     "mask": ("a categorical over all of A, masked by asking the oracle for every action", dict(
         policy="masked", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
     )),
+    "a2c": ("one categorical over all of A; no constraints", dict(
+        policy="categorical", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
+    )),
+    "factored": ("an independent categorical a dimension; no constraints", dict(
+        policy="factored", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
+    )),
+    "ar": ("an LSTM over the dimensions; no constraints; the draws give its entropy", dict(
+        policy="autoregressive", policy_hidden=64, n_draws=16, correction="none", valid_bonus=0.0, latent_kl=0.0,
+    )),
+    "factored-iar": ("independent categoricals, with rejection and the leave-one-out gradient", dict(
+        policy="factored", n_draws=32, n_correction=32, latent_kl=0.0,
+    )),
     "ar-iar": ("an LSTM over the dimensions, with rejection and the leave-one-out gradient", dict(
         policy="autoregressive", policy_hidden=64, n_draws=16, latent_kl=0.0,
     )),
 }  # fmt: skip
+NO_CONSTRAINTS = ("a2c", "factored", "ar")  # methods that execute whatever they draw
 METHODS = {name: settings for name, (_, settings) in DESCRIBED_METHODS.items()}
 
 
@@ -185,13 +199,20 @@ def choose(what: str, name: str, allowed) -> None:
 
 
 def make_config(env: str, method: str, overrides: dict | None = None) -> TrainConfig:
-    """The method's settings for an environment, with overrides by field name. Raises ConfigError."""
+    """The method's settings for an environment, with overrides by field name.
+
+    Raises ConfigError, also for a method that would execute invalid actions there.
+    """
     choose("method", method, METHODS)
     overrides = dict(overrides or {})
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in overrides:
         choose("setting", key, [name for name in names if name not in ("env", "method")])
-    return TrainConfig(**(METHODS[method] | overrides | {"env": env, "method": method}))
+    config = TrainConfig(**(METHODS[method] | overrides | {"env": env, "method": method}))
+    if method in NO_CONSTRAINTS and envs.constrained(env):
+        allowed = [name for name in METHODS if name not in NO_CONSTRAINTS]
+        raise ConfigError(f"{method} knows no constraints, {env} has some; choose one of: {', '.join(allowed)}")
+    return config
 
 
 def describe_settings() -> list[tuple[str, str, object, str]]:

@@ -21,9 +21,9 @@ from . import envs
 from .a2c import Rollout, Trainer, seeded
 from .config import METHODS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
+from .policies import MAX_LOGITS
 from .runs import make_device, one_thread
 
-MASK_LIMIT = 100_000  # most actions that MASK may have to list
 ACTION_LIMIT = 2**63  # actions are numbered in int64
 CURVE_ROWS = 200  # most rows of a learning curve
 
@@ -172,8 +172,10 @@ def _check_size(sizes: tuple[int, ...], policy: str) -> None:
     """ValueError where a policy would have to list, or number, more actions than it can."""
     n = math.prod(sizes)
     many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
-    if policy == "masked" and n > MASK_LIMIT:
-        raise ValueError(f"{many}: mask must list them all, at most {MASK_LIMIT:,}; iar-a2c and ar-iar only draw")
+    if policy in ("masked", "categorical") and n > MAX_LOGITS:
+        raise ValueError(
+            f"{many}: {policy} policies list them all, at most {MAX_LOGITS:,}; iar-a2c and ar-iar only draw"
+        )
     if n >= ACTION_LIMIT:
         raise ValueError(f"{many}; allowed: fewer than 2^63 actions")
 

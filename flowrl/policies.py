@@ -18,6 +18,7 @@ from .estimators import Alpha, cis_weights, cubo, elbo, iwae, sandwich
 from .flows import Flow, soft_threshold, soft_threshold_inverse
 
 LOG_SCALE = (-5.0, 2.0)  # range of a learnt log σ
+MAX_LOGITS = 200_000  # |A| up to which a policy may have a logit for every action
 LOG_2PI = math.log(2 * math.pi)
 HAS_LOG_PROB = ("elbo", "cubo", "iwae", "sandwich")
 NEEDS_POSTERIOR = (*HAS_LOG_PROB, "cis")
@@ -222,23 +223,22 @@ class FlowPolicy(nn.Module):
 # ------------------------------------------------------------------------------------------------ the rivals
 
 
-class MaskedPolicy(nn.Module):
-    """MASK: one categorical over all of A, what the oracle refuses masked out (paper, section 6)."""
-
-    needs_mask = True
+class CategoricalPolicy(nn.Module):
+    """One categorical over all of A (the paper's A2C). ValueError where A is too large to have a logit an action."""
 
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
-        self.sizes = sizes
+        self.sizes, n_actions = sizes, math.prod(sizes)
+        if n_actions > MAX_LOGITS:
+            raise ValueError(f"{n_actions:,} actions are too many for a logit each; at most {MAX_LOGITS:,}")
         self.encoder = encoder
-        self.logits = nn.Linear(features, math.prod(sizes))
+        self.logits = nn.Linear(features, n_actions)
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)
 
-    def features(self, observation: Tensor, mask: Tensor) -> Tensor:
-        """Observation and mask (B, |A|) bool → log π(·|s) (B, |A|)."""
-        logits = self.logits(self.encoder(observation)).masked_fill(~mask, -torch.inf)
-        return torch.log_softmax(logits, -1)
+    def features(self, observation: Tensor, mask: None = None) -> Tensor:
+        """Observation (B, …) → log π(·|s) (B, |A|)."""
+        return torch.log_softmax(self.logits(self.encoder(observation)), -1)
 
     def sample(self, features: Tensor, n: int, generator: torch.Generator | None = None) -> Sample:
         with torch.no_grad():
@@ -252,6 +252,50 @@ class MaskedPolicy(nn.Module):
     def entropy(self, features: Tensor) -> Tensor:
         """(B,), in nats, exact."""
         return -(features.exp() * features.clamp_min(-1e4)).sum(-1)
+
+
+class MaskedPolicy(CategoricalPolicy):
+    """MASK: the same with all that the oracle refuses masked out, every action asked for (paper, section 6)."""
+
+    needs_mask = True
+
+    def features(self, observation: Tensor, mask: Tensor) -> Tensor:
+        """Observation and mask (B, |A|) bool → log π(·|s) (B, |A|)."""
+        return torch.log_softmax(self.logits(self.encoder(observation)).masked_fill(~mask, -torch.inf), -1)
+
+
+class FactoredPolicy(nn.Module):
+    """π(a|s) = Π_d π_d(a_d|s): a categorical for each dimension, independent given the state (paper, section 6)."""
+
+    def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
+        super().__init__()
+        self.sizes, self.shape = sizes, (len(sizes), max(sizes))
+        self.register_buffer("existing", _existing(sizes), persistent=False)
+        self.encoder = encoder
+        self.logits = nn.Linear(features, math.prod(self.shape))
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.zeros_(self.logits.bias)
+
+    def features(self, observation: Tensor, mask: None = None) -> Tensor:
+        """Observation (B, …) → log π_d(·|s) (B, D, K)."""
+        logits = self.logits(self.encoder(observation)).unflatten(-1, self.shape)
+        if self.existing is not None:
+            logits = logits.masked_fill(~self.existing, -torch.inf)
+        return torch.log_softmax(logits, -1)
+
+    def sample(self, features: Tensor, n: int, generator: torch.Generator | None = None) -> Sample:
+        with torch.no_grad():
+            digits = _draw(features.flatten(0, 1).unsqueeze(1), n, generator)  # (B D, n)
+            return Sample(digits.unflatten(0, (-1, self.shape[0])).transpose(1, 2).contiguous())
+
+    def log_prob(self, features: Tensor, sample: Sample, generator=None) -> Tensor:
+        return features.gather(-1, sample.action.transpose(1, 2)).sum(1)
+
+    score_surrogate = log_prob
+
+    def entropy(self, features: Tensor) -> Tensor:
+        """(B,), in nats, exact: Σ_d H(π_d). Of π itself, not of π given validity."""
+        return -(features.exp() * features.clamp_min(-1e4)).sum((-2, -1))
 
 
 class AutoregressivePolicy(nn.Module):
@@ -307,4 +351,7 @@ class AutoregressivePolicy(nn.Module):
     score_surrogate = log_prob
 
 
-POLICIES = {"flow": FlowPolicy, "masked": MaskedPolicy, "autoregressive": AutoregressivePolicy}
+POLICIES = {
+    "flow": FlowPolicy, "masked": MaskedPolicy, "categorical": CategoricalPolicy, "factored": FactoredPolicy,
+    "autoregressive": AutoregressivePolicy,
+}  # fmt: skip

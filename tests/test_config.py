@@ -116,3 +116,11 @@ def test_a_bad_setting_in_experiments_names_experiment_and_run(tmp_path):
     )
     with pytest.raises(config.ConfigError, match=r"experiment x, run bad: unknown setting 'n_drwas'"):
         config.runs(path, "x", "quick")
+
+
+@pytest.mark.parametrize("method", config.NO_CONSTRAINTS)
+def test_methods_that_know_no_constraints_are_refused_where_there_are_some(method):
+    words = rf"{method} knows no constraints, ERA-v1 has some; choose one of: iar-a2c, .*mask"
+    with pytest.raises(config.ConfigError, match=words):
+        config.make_config("ERA-v1", method)
+    assert config.make_config("ERA-v1-free", method).correction == "none"

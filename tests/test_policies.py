@@ -15,7 +15,16 @@ from torch.distributions import Normal
 
 from flowrl import rejection
 from flowrl.config import make_config
-from flowrl.policies import AutoregressivePolicy, FlowPolicy, MaskedPolicy, Sample, to_digits, to_flat
+from flowrl.policies import (
+    AutoregressivePolicy,
+    CategoricalPolicy,
+    FactoredPolicy,
+    FlowPolicy,
+    MaskedPolicy,
+    Sample,
+    to_digits,
+    to_flat,
+)
 from flowrl.truth import gaussian_argmax_log_probs, gradient, region_grid, region_log_probs
 
 STATE = torch.tensor([[0.4, -1.1]], dtype=torch.float64)
@@ -349,6 +358,31 @@ def test_autoregressive_policy(std):
     assert (log_prob[0] - log_prob[1]).abs().max() > 0.1  # it reads the state
 
 
+@pytest.mark.parametrize("kind", [CategoricalPolicy, FactoredPolicy])
+def test_categorical_and_factored_policies(kind):
+    """The softmax of their logits, and for the factored the product of its marginals; entropy by enumeration."""
+    policy = make(kind, SIZES, std=1.0)
+    with torch.no_grad():
+        features, logits = policy.features(STATES), policy.logits(policy.encoder(STATES))
+        if kind is CategoricalPolicy:
+            truth = torch.softmax(logits, -1)
+        else:
+            marginals = [torch.softmax(logits[:, 3 * d : 3 * d + size], -1) for d, size in enumerate(SIZES)]
+            truth = torch.einsum("bi,bj,bk->bijk", *marginals).flatten(1)
+        found = policy.log_prob(features, Sample(ALL.expand(2, -1, -1))).exp()
+        sample = policy.sample(features, 50_000, generator())
+    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(policy.entropy(features), -(truth * truth.log()).sum(-1))
+    assert sample.action.shape == (2, 50_000, 3) and (truth[0] - truth[1]).abs().max() > 0.01
+    for b in range(2):
+        assert chi_square_p(to_flat(sample.action[b], SIZES).bincount(minlength=len(ALL)), truth[b]) > CHI_SQUARE_P
+
+
+def test_too_many_actions_for_a_logit_each_are_refused():
+    with pytest.raises(ValueError, match="1,000,000 actions are too many for a logit each; at most 200,000"):
+        make(CategoricalPolicy, (10,) * 6)
+
+
 MASK = torch.rand(2, len(ALL), generator=generator(5)) < 0.4
 
 
@@ -395,7 +429,7 @@ def test_masked_policy_has_finite_gradients():
     torch.testing.assert_close(slope[-len(ALL) :], torch.stack(expected), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy])
+@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy, CategoricalPolicy, FactoredPolicy])
 def test_a_state_is_encoded_once_however_many_samples(kind):
     policy = make(kind, SIZES)
     seen = []
@@ -405,7 +439,7 @@ def test_a_state_is_encoded_once_however_many_samples(kind):
     assert seen == [2]
 
 
-@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy])
+@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy, CategoricalPolicy, FactoredPolicy])
 def test_samples_repeat_with_the_generator_and_carry_no_gradient(kind):
     policy = make(kind, SIZES)
     features = policy.features(STATES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import gymnasium
 import torch
 
-from flowrl.envs.city import City
+from flowrl.envs.city import City, CityError
 from flowrl.envs.era import BatchedERA
 
 _CITIES = City.names()
@@ -21,6 +21,20 @@ warnings.filterwarnings("ignore", message=r".*The environment flowrl/ERA-v\d is 
 def names() -> list[str]:
     """Every environment that can be named."""
     return list(_CITIES)
+
+
+def constrained(name: str | Path) -> bool:
+    """Whether an environment refuses any action; False for names that are not known here."""
+    try:
+        city = City.load(name)
+    except CityError:
+        return False
+    return not (city.may_move.all() and not city.proximity)
+
+
+def digest(name: str | Path) -> str:
+    """SHA-256 hex digest of what defines an environment, the same for the same city in whatever file."""
+    return City.load(name).digest
 
 
 def make_batched(
