@@ -66,6 +66,24 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
     return returns
 
 
+class RewardScale:
+    """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4)."""
+
+    def __init__(self, n_envs: int, gamma: float, device):
+        self.gamma = gamma
+        self.past = torch.zeros(n_envs, device=device)
+        self.moments = torch.zeros(3, dtype=torch.float64, device=device)  # how many, their sum, the sum of squares
+
+    def __call__(self, reward: Tensor, ended: Tensor) -> Tensor:
+        """reward, ended: (T, B) → rewards (T, B); scaled by all that came until now."""
+        for r, end in zip(reward, ended, strict=True):
+            past = self.gamma * self.past + r
+            self.moments += torch.stack((torch.ones_like(past).sum(), past.sum(), past.square().sum()))
+            self.past = torch.where(end, 0.0, past)
+        n, total, squares = self.moments
+        return reward / (squares / n - (total / n).square()).clamp_min(1e-8).sqrt().to(reward.dtype)
+
+
 class Trainer:
     """IAR-A2C and its rivals on a batch of environments; `step()` is one rollout and one update.
 
@@ -93,6 +111,7 @@ class Trainer:
             for name, flat in self.parameters.items()
         }
         self.policy_groups = [name for name in ("actor", "flow") if name in self.parameters]
+        self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
         self.observation = env.reset()
         self.env_steps = 0
@@ -146,9 +165,10 @@ class Trainer:
         observation = torch.cat([decision.observation for decision in rollout.decisions])
         with torch.no_grad():
             next_value = self.critic(rollout.final_observation.flatten(0, 1)).view_as(rollout.reward)
-            returns = n_step_returns(
-                rollout.reward, rollout.terminated, rollout.truncated, next_value, config.gamma
-            ).flatten()
+            reward = rollout.reward
+            if self.reward_scale is not None:
+                reward = self.reward_scale(reward, rollout.terminated | rollout.truncated)
+            returns = n_step_returns(reward, rollout.terminated, rollout.truncated, next_value, config.gamma).flatten()
         value = self.critic(observation)
         advantage = (returns - value).detach()
         value_loss = (returns - value).square().mean()
@@ -277,7 +297,7 @@ class Trainer:
             "generator": self.generator.get_state(), "env": self.env.state_dict(), "observation": self.observation,
             "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
             "sums": self.sums,
-        }  # fmt: skip
+        } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)})  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         self.policy.load_state_dict(state["policy"])
@@ -288,6 +308,8 @@ class Trainer:
         self.env.load_state_dict(state["env"])
         for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
             setattr(self, name, state[name])
+        if self.reward_scale is not None:
+            vars(self.reward_scale).update(state["reward_scale"])
 
     def summary(self) -> dict:
         """Counts since the start, means since the last summary, as plain numbers."""

@@ -74,6 +74,7 @@ class TrainConfig:
     critic_lr: float = 5e-3  # RMSprop learning rate of the critic
     clip: float = 0.5  # largest gradient norm
     joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
+    normalise_reward: bool = False  # divide rewards by the running standard deviation of discounted returns
     value_scale: float = 20.0  # the critic's output is multiplied by it
     value_coef: float = 0.5  # weight of the squared value error
 
@@ -162,7 +163,9 @@ def _checked(field: dataclasses.Field, value):
 
 # what each method is, and where it leaves the defaults of TrainConfig
 DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
-    "iar-a2c": ("ours: flow policy, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", {}),
+    "iar-a2c": ("ours: flow policy, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
+        entropy=0.3, flow_lr_ratio=0.1,
+    )),
     "iar-a2c-paper": ("Algorithm 2 as printed: flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
         coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
         n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
@@ -266,28 +269,37 @@ def _read(path: Path) -> dict:
 
 def experiments(path: Path) -> dict[str, dict]:
     """Every experiment of experiments.yaml by name, as written. Raises ConfigError naming file and key."""
-    keys = {"notebook", "environments", "runs", "title"}
+    keys, optional = {"notebook", "environments", "runs", "title"}, {"settings", "scales"}
     data = _read(Path(path))["experiments"]
     for name, experiment in data.items():
-        wrong = keys.symmetric_difference(experiment)
+        wrong = keys - set(experiment) or set(experiment) - keys - optional
         if wrong:
-            raise ConfigError(f"{path}: experiment {name}: missing or unknown key {min(wrong)!r}; keys: {sorted(keys)}")
+            allowed = f"keys: {', '.join(sorted(keys))}; maybe {', '.join(sorted(optional))}"
+            raise ConfigError(f"{path}: experiment {name}: missing or unknown key {min(wrong)!r}; {allowed}")
+        for scale in experiment.get("scales", {}):
+            choose(f"scale in {path}: experiment {name}:", scale, SCALES)
     return data
+
+
+def titles(path: Path, experiment: str) -> dict[str, str]:
+    """What each run of an experiment is called in figures, by label: its `title`, else the label."""
+    return {label: (entry or {}).get("title", label) for label, entry in experiments(path)[experiment]["runs"].items()}
 
 
 def runs(path: Path, experiment: str, scale: str) -> list[Run]:
     """All runs of one experiment at one scale: environments × runs × seeds. Raises ConfigError."""
     choose("scale", scale, SCALES)
-    named = experiments(path)
-    choose("experiment", experiment, named)
-    settings = dict(_read(Path(path))["scales"][scale])
+    choose("experiment", experiment, experiments(path))
+    described = experiments(path)[experiment]
+    settings = described.get("settings", {}) | _read(Path(path))["scales"][scale]
+    settings |= described.get("scales", {}).get(scale, {})
     seeds = settings.pop("seeds")
     found = []
-    for env in named[experiment]["environments"]:
+    for env in described["environments"]:
         if env.endswith(".json"):  # a city's file, given relative to experiments.yaml
             env = str(Path(path).parent / env)
-        for label, entry in named[experiment]["runs"].items():
-            entry = dict(entry or {})
+        for label, entry in described["runs"].items():
+            entry = {key: value for key, value in (entry or {}).items() if key != "title"}
             method = entry.pop("method", label)
             for seed in range(seeds):
                 try:

@@ -76,10 +76,23 @@ def method(label: str) -> Method:
     return METHODS[label]
 
 
-def learning_curve(ax: Axes, runs: list[Record], column: str = "eval_return_mean") -> Axes:
+def variants(titles: dict[str, str]) -> dict[str, Method]:
+    """The looks of an ablation's runs, by label: a colour, dash and marker each in their order, methods keep theirs."""
+    free = [look for label, look in METHODS.items() if label not in titles and label != "iar-a2c"]
+    looks = [METHODS["iar-a2c"], *free] if "iar-a2c" not in titles else free
+    others = iter(looks)
+    return {
+        label: (METHODS[label] if label in METHODS else next(others))._replace(name=title)
+        for label, title in titles.items()
+    }
+
+
+def learning_curve(
+    ax: Axes, runs: list[Record], column: str = "eval_return_mean", looks: dict[str, Method] | None = None
+) -> Axes:
     """A line a label: interquartile mean over seeds, with its 95 % bootstrap interval, against environment steps."""
     for label, group in by_label(runs).items():
-        name, colour, dashes, _ = method(label)
+        name, colour, dashes, _ = looks[label] if looks else method(label)
         steps, values = on_common_grid([(run.curve["env_steps"], run.curve[column]) for run in group])
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
         ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=4 if label == "iar-a2c" else 3)
@@ -176,6 +189,47 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
         runs = [run for group in groups.values() for run in group]
         colour = WARNING if any(run.stale for run in runs) else GREY
         fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)
+    return fig
+
+
+def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
+    """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean."""
+    groups = by_label(runs)
+    for row, (label, group) in enumerate(groups.items()):
+        look, facts = looks[label], [run.facts for run in group]
+        exact = [f["final_return_mean"] if f["final_exact_return"] is None else f["final_exact_return"] for f in facts]
+        scores = np.array([normalised_score(value, f["reference"]) for value, f in zip(exact, facts, strict=True)])
+        ax.plot(scores.clip(-0.05), np.full(len(scores), row), look.marker, color=look.colour, alpha=0.75, markersize=6)
+        ax.plot(max(scores.mean(), -0.05), row, "|", color="black", markersize=14)
+    stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
+    ax.axvline(stay, color=GREY, linestyle=":", linewidth=1.2)
+    ax.axvline(1, color="black", linestyle="--", linewidth=1.2)
+    ax.set_yticks(range(len(groups)), [looks[label].name for label in groups])
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_xlabel("final normalised score")
+    return ax
+
+
+def ablation(
+    runs: list[Record], titles: dict[str, str], title: str, column: str, label: str, log: bool = False
+) -> Figure:
+    """Runs of one environment side by side: return, another column of the records, and each seed's final score."""
+    looks, reference = variants(titles), runs[0].facts["reference"]
+    with style():
+        fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), layout="constrained", width_ratios=(1, 1, 0.8))
+        learning_curve(axes[0], runs, looks=looks).set_ylabel("return of an episode")
+        axes[0].set_ylim(*whole_range(runs, reference))
+        reference_lines(axes[0], reference)
+        learning_curve(axes[1], runs, column, looks).set_ylabel(label)
+        axes[1].set_yscale("log" if log else "linear")
+        for ax in axes[:2]:
+            ax.set_xlabel("environment steps")
+        final_strip(axes[2], runs, looks)
+        handles, names = axes[0].get_legend_handles_labels()
+        fig.legend(handles, names, title=title, title_fontsize=13, loc="outside upper center", ncols=min(4, len(names)),
+                   handlelength=3.2)  # fmt: skip
+        colour = WARNING if any(run.stale for run in runs) else GREY
+        fig.supxlabel(textwrap.fill(caption(runs), 200), fontsize=8, color=colour)
     return fig
 
 

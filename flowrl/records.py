@@ -7,6 +7,7 @@ import pandas as pd
 
 from .config import runs, scale_drawn
 from .runs import ROOT, RecordError, read_record
+from .stats import normalised_score
 
 EXPERIMENTS = ROOT / "experiments.yaml"
 
@@ -68,6 +69,7 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
             "exact_return": facts["final_exact_return"],
             "optimum": (facts["reference"] or {}).get("optimal"),
             "normalised": facts["final_normalised"],
+            "exact_score": _exact_score(facts),
             "plateau_gain": facts["final_plateau_gain"],
             "violations": facts["violations"],
             "enumerated_share": facts["final_enumerated_share"],
@@ -77,6 +79,12 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
         for _, facts, scale, _ in records
     ]
     return pd.DataFrame(rows)
+
+
+def _exact_score(facts: dict) -> float | None:
+    """The normalised score of the final policy's exact return, where that is known."""
+    exact = facts["final_exact_return"]
+    return None if exact is None else normalised_score(exact, facts["reference"])
 
 
 def _commit(facts: dict) -> str:

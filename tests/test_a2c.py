@@ -5,12 +5,13 @@ and learning, all on a contextual bandit whose best-paid action the oracle refus
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from flowrl import rejection
-from flowrl.a2c import MEANS, Trainer, n_step_returns, seeded
+from flowrl.a2c import MEANS, RewardScale, Trainer, n_step_returns, seeded
 from flowrl.config import METHODS, make_config
 from flowrl.envs.era import Step
 from flowrl.policies import to_flat
@@ -225,6 +226,25 @@ def test_states_without_a_valid_draw_carry_no_policy_gradient(estimator):
     one.update(rollout)
     assert one.parameters["actor"].grad.abs().sum() == 0
     assert one.parameters["critic"].grad.abs().sum() > 0
+
+
+def test_rewards_are_scaled_by_the_spread_of_their_discounted_past():
+    """Against NumPy over the whole history, pasts beginning anew where episodes end; and it survives a checkpoint."""
+    rewards = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    ends = torch.rand(30, 4, generator=torch.Generator().manual_seed(1)) < 0.2
+    scale, past, seen = RewardScale(4, 0.9, "cpu"), np.zeros(4), []
+    for t in range(0, 30, 3):
+        found = scale(rewards[t : t + 3], ends[t : t + 3])
+        for k in range(t, t + 3):
+            past = 0.9 * past + rewards[k].numpy()
+            seen.append(past)
+            past = np.where(ends[k], 0, past)
+        np.testing.assert_allclose(found, rewards[t : t + 3] / np.std(seen), rtol=1e-5)
+    one, other = trainer(normalise_reward=True), trainer(normalise_reward=True)
+    one.step()
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other.reward_scale.past, one.reward_scale.past)
+    assert torch.equal(other.reward_scale.moments, one.reward_scale.moments) and one.reward_scale.moments[0] == 16
 
 
 # ------------------------------------------------------------------------ devices, repeatability, checkpoints
