@@ -35,7 +35,7 @@ class TrainConfig:
     steps: int = 200_000  # environment steps of training
 
     # policy
-    policy: Literal["flow", "masked", "categorical", "factored", "autoregressive"] = "flow"  # what draws the actions
+    policy: Literal["flow", "masked", "categorical", "factored", "autoregressive", "wolpertinger"] = "flow"  # its kind
     coupling: Literal["additive", "affine"] = "additive"  # the latent flow's layers
     n_couplings: int = 2  # coupling layers of the policy's flow; 0: a Gaussian's argmax
     base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
@@ -78,6 +78,16 @@ class TrainConfig:
     value_scale: float = 20.0  # the critic's output is multiplied by it
     value_coef: float = 0.5  # weight of the squared value error
 
+    # Wol-DDPG
+    neighbours_share: float = 0.1  # of |A|, among which the critic chooses
+    max_neighbours: int = 100  # most actions among which the critic chooses
+    replay_size: int = 100_000  # slots of the replay buffer; the whole of it goes into checkpoints
+    replay_batch: int = 256  # transitions a gradient step
+    target_rate: float = 0.005  # τ, how far the target networks follow in a gradient step
+    exploration: float = 0.2  # σ of the noise on the proto-action, whose range is [−1, 1]
+    learning_starts: int = 1_000  # environment steps with uniform actions before it learns
+    gradient_steps: int = 1  # after every n_steps in each environment
+
     # evaluation
     eval_every: int = 5_000  # environment steps between evaluations
     eval_episodes: int = 10  # episodes an evaluation
@@ -92,7 +102,7 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("gamma", "anneal"):
+        for name in ("gamma", "anneal", "neighbours_share", "target_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
         if self.clip <= 0:
@@ -127,10 +137,11 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 
 
 _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
-                 "eval_every", "eval_episodes", "final_episodes")  # fmt: skip
+                 "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "eval_every", "eval_episodes",
+                 "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio", "critic_lr",
-                 "value_coef", "value_scale")  # fmt: skip
+                 "value_coef", "value_scale", "exploration", "learning_starts")  # fmt: skip
 
 
 def _checked(field: dataclasses.Field, value):
@@ -190,9 +201,14 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
     "ar-iar": ("an LSTM over the dimensions, with rejection and the leave-one-out gradient", dict(
         policy="autoregressive", policy_hidden=64, n_draws=16, latent_kl=0.0,
     )),
+    "wol-ddpg": ("Wolpertinger: DDPG in R^D, the critic chooses among the nearest actions; asks no oracle", dict(
+        policy="wolpertinger", hidden=128, policy_hidden=64, n_draws=1, correction="none", valid_bonus=0.0,
+        entropy=0.0, latent_kl=0.0, gamma=0.99, actor_lr=1e-4, critic_lr=1e-3, clip=10.0,
+    )),
 }  # fmt: skip
 NO_CONSTRAINTS = ("a2c", "factored", "ar")  # methods that execute whatever they draw
 METHODS = {name: settings for name, (_, settings) in DESCRIBED_METHODS.items()}
+A2C_METHODS = [name for name in METHODS if name != "wol-ddpg"]  # what `a2c.Trainer` trains
 
 
 def choose(what: str, name: str, allowed) -> None:

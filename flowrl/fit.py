@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from . import envs
 from .a2c import Rollout, Trainer, seeded
-from .config import METHODS, TrainConfig, choose, make_config
+from .config import A2C_METHODS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
 from .policies import MAX_LOGITS
 from .runs import make_device, one_thread
@@ -134,7 +134,7 @@ def fit(
     the command line (`python -m flowrl list --settings`); a batched environment says n_envs and device itself.
     Everything drawn is seeded by `seed`. Raises ValueError; NoValidActionError.
     """
-    choose("method", method, METHODS)
+    choose("method", method, A2C_METHODS)
     batched = all(hasattr(env, name) for name in ("action_sizes", "observation_shape", "n_envs", "step", "valid"))
     if batched:
         if settings.get("n_envs", env.n_envs) != env.n_envs or device != "auto":

@@ -31,6 +31,7 @@ from .config import ConfigError, TrainConfig
 from .config import Run as Planned
 from .policies import to_flat
 from .stats import normalised_score, plateau_gain
+from .wolpertinger import WolpertingerTrainer
 
 SCHEMA = 1
 CHECKPOINT_SECONDS = 30
@@ -176,6 +177,12 @@ def one_thread() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
+def make_trainer(config: TrainConfig, env, oracle=None) -> Trainer:
+    """The trainer of a configuration's method: Wol-DDPG has its own, A2C the other."""
+    kind = WolpertingerTrainer if config.policy == "wolpertinger" else Trainer
+    return kind(config, env, oracle)
+
+
 class Evaluator:
     """Episodes in environments apart from training, and the exact return where the city is small enough."""
 
@@ -193,9 +200,12 @@ class Evaluator:
         return float(returns.mean()), float(returns.std() / n**0.5) if n > 1 else 0.0, counts
 
     def exact_return(self, trainer: Trainer) -> float | None:
-        """Expected return of the learnt policy, tabulated from EXACT_DRAWS draws a state; None for large cities."""
+        """Expected return of the learnt policy, tabulated from EXACT_DRAWS draws a state; None for large cities.
+
+        None for Wol-DDPG too: it may choose invalid actions, which a tabulated policy can't hold.
+        """
         city = envs.City.load(self.config.env)
-        if city.allocations > exact.MAX_ACTIONS:
+        if city.allocations > exact.MAX_ACTIONS or self.config.policy == "wolpertinger":
             return None
         return exact.policy_return(city, *tabulate(trainer, city, seeded(self.config.seed, "exact", self.device)))
 
@@ -238,7 +248,7 @@ class Run:
         if self.device.type == "cpu":
             one_thread()
         env = envs.make_batched(config.env, config.n_envs, self.device, seeded(config.seed, "env", self.device))
-        self.trainer = Trainer(config, env, oracle)
+        self.trainer = make_trainer(config, env, oracle)
         self.evaluator = Evaluator(config, self.device)
         _writable(self.path.parent)
         self.rows: list[dict] = []
@@ -417,7 +427,7 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     state = load_checkpoint(weights, chosen)
     config = TrainConfig(**state["config"])
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
-    trainer = Trainer(config, env)
+    trainer = make_trainer(config, env)
     trainer.load_state_dict(state["trainer"])
     evaluator = Evaluator(config, chosen)
     n = config.final_episodes if episodes is None else episodes

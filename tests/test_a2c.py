@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowrl import rejection
 from flowrl.a2c import MEANS, RewardScale, Trainer, n_step_returns, seeded
-from flowrl.config import METHODS, make_config
+from flowrl.config import A2C_METHODS as METHODS
+from flowrl.config import make_config
 from flowrl.envs.era import Step
 from flowrl.policies import to_flat
 

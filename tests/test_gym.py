@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from flowrl import per_action
 from flowrl.a2c import Trainer, seeded
-from flowrl.config import METHODS, make_config
+from flowrl.config import A2C_METHODS as METHODS
+from flowrl.config import make_config
 from flowrl.envs.gym import GymBatched
 
 SMALL = {"hidden": 16, "policy_hidden": 8, "n_envs": 4, "n_draws": 8, "elbo_batch": 16, "posterior_fit_steps": 2}

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flowrl import exact, runs
-from flowrl.config import METHODS, ConfigError, make_config
+from flowrl.config import A2C_METHODS as METHODS
+from flowrl.config import ConfigError, make_config
 from flowrl.envs.city import City
 
 SMALL = {"steps": 640, "eval_every": 320, "eval_episodes": 2, "final_episodes": 4, "n_envs": 16, "hidden": 16}
