@@ -18,17 +18,19 @@ from torch import Tensor
 from flowrl.envs.city import City
 from flowrl.envs.era import observe
 
-MAX_ACTIONS = 5_000
+MAX_ACTIONS = 65_536  # K^D up to which `optimum` goes, if a step costs no more than MAX_WORK
+MAX_WORK = 100_000_000  # additions a step, (K + 1) · K^D · K · D: about ten seconds for 100 steps
+MAX_TABULATED = 5_000  # K^D up to which policies and values are tabulated
 
 
 class _Tables:
     """A city's tables over all X = K^D allocations (flat, a row each) and E = K + 1 last emergencies."""
 
-    def __init__(self, city: City | str | Path):
+    def __init__(self, city: City | str | Path, max_actions: int = MAX_TABULATED):
         self.city = city = City.load(city)
         K, D = city.districts, city.resources
-        if city.allocations > MAX_ACTIONS:
-            raise ValueError(f"{city.name} has {K}^{D} actions; exact values are for at most {MAX_ACTIONS}")
+        if city.allocations > max_actions:
+            raise ValueError(f"{city.name} has {K}^{D} actions; exact values are for at most {max_actions}")
         self.allocations = np.indices((K,) * D).reshape(D, -1).T  # (X, D)
         self.starts = np.ravel_multi_index(tuple(city.starts.T), (K,) * D)
         self.proximate = city.proximate(self.allocations)  # (X,)
@@ -46,7 +48,8 @@ class _Tables:
         """table(y, ·) → max over valid y of table(y, ·) − Σ_d c(x_d, y_d), both (X, n); −∞ where nothing is valid."""
 
         def best(values: np.ndarray) -> np.ndarray:
-            return np.stack([(values.T - row).max(-1) for row in self.toll], axis=-1)
+            near = np.isfinite(self.toll)  # (K, K): (x_d, y_d)
+            return np.stack([(values[y] - row[y, None]).max(0) for row, y in zip(self.toll, near, strict=True)], -1)
 
         return self._fold(np.where(self.proximate[:, None], table, -np.inf), [best] * self.city.resources)
 
@@ -62,6 +65,16 @@ class _Tables:
         for step in steps:
             table = step(table.reshape(self.city.districts, -1))
         return table.reshape(n, -1).T
+
+
+def solvable(city: City | str | Path) -> bool:
+    """Whether `optimum` takes the city: at most MAX_ACTIONS allocations and MAX_WORK additions a step."""
+    city = City.load(city)
+    return city.allocations <= MAX_ACTIONS and _work(city) <= MAX_WORK
+
+
+def _work(city: City) -> int:
+    return (city.districts + 1) * city.allocations * city.districts * city.resources
 
 
 def states(city: City | str | Path) -> Tensor:
@@ -81,12 +94,14 @@ def optimum(city: City | str | Path) -> dict[str, float]:
     """Exact expected returns over the start distribution: `optimal`, `go_and_stay`, `uniform_valid`; `valid_fraction`.
 
     `go_and_stay`: the first valid move goes to the best allocation to stay in for ever; `uniform_valid`: uniform over
-    the valid actions; `valid_fraction`: their share, averaged over the start's allocations. Raises ValueError where
-    K^D > 5,000.
+    the valid actions; `valid_fraction`: their share, averaged over the start's allocations. Raises ValueError unless
+    `solvable`.
     """
     city = City.load(city)
     if city.digest not in _OPTIMA:
-        tables = _Tables(city)
+        if (work := _work(city)) > MAX_WORK:
+            raise ValueError(f"{city.name} takes {work} additions a step; exact values are for at most {MAX_WORK}")
+        tables = _Tables(city, MAX_ACTIONS)
         _OPTIMA[city.digest] = {
             "optimal": _optimal(tables),
             "go_and_stay": _go_and_stay(tables),

@@ -45,8 +45,9 @@ class City:
 
     @staticmethod
     def names() -> list[str]:
-        """The shipped instances: ERA-v1, ERA-v1-tight, ERA-v1-free, …"""
-        return [f"{path.stem}{kind}" for path in sorted(CITIES.glob("*.json")) for kind in ("", "-tight", "-free")]
+        """The shipped instances: ERA-v1, ERA-v1-tight, ERA-v1-free, …; the large ones: ERA-L-4x16, …"""
+        small, large = (sorted(path.stem for path in CITIES.glob(f"ERA-{kind}*.json")) for kind in "vL")
+        return [f"{name}{variant}" for name in small for variant in ("", "-tight", "-free")] + large
 
     @classmethod
     def load(cls, name_or_path: "str | Path | City") -> "City":
@@ -54,8 +55,8 @@ class City:
         if isinstance(name_or_path, City):
             return name_or_path
         if (name := str(name_or_path)) in cls.names():
-            base, _, variant = name.partition("-v")[2].partition("-")
-            city = cls._read(CITIES / f"ERA-v{base}.json")
+            base, variant = (name, "") if name.startswith("ERA-L") else (name[:6], name[7:])
+            city = cls._read(CITIES / f"{base}.json")
             return getattr(city, variant)() if variant else city
         path = Path(name_or_path)
         if path.suffix != ".json":
@@ -180,7 +181,53 @@ class City:
         rng = np.random.default_rng(0)
         if self.start == "uniform":
             return rng.integers(self.districts, size=(SAMPLED_STARTS, self.resources))
-        return self._gibbs(rng)
+        if not self.countable:
+            return self._gibbs(rng)
+        return self._draw(np.ones((self.resources, SAMPLED_STARTS, self.districts), dtype=bool), rng)
+
+    @property
+    def countable(self) -> bool:
+        """Whether proximity ties each resource to at most one of a lower number (a chain, a tree, free resources).
+
+        The valid actions can then be counted, and drawn from, one resource at a time, however many there are.
+        """
+        later = [max(pair[:2]) for pair in self.proximity]
+        return len(later) == len(set(later))
+
+    def valid_counts(self, allocations: np.ndarray) -> np.ndarray:
+        """(n, D) → (n,) float64: how many actions are valid in each allocation; exact below 2^53.
+
+        ValueError unless `countable`.
+        """
+        ways = self._ways(self.may_move[allocations].transpose(1, 0, 2))
+        tied = {max(pair[:2]) for pair in self.proximity}
+        return np.prod([ways[d].sum(1) for d in range(self.resources) if d not in tied], axis=0)
+
+    def draw_valid(self, allocations: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(n, D) → (n, D) int64: an action each, exactly uniform over the valid ones. ValueError unless `countable`."""
+        return self._draw(self.may_move[allocations].transpose(1, 0, 2), rng)
+
+    def _ways(self, may: np.ndarray) -> np.ndarray:
+        """may: (D, n, K), where a resource may go → (D, n, K): in how many ways d and those tied to it can, d at k."""
+        if not self.countable:
+            raise ValueError(
+                f"{self.name}: proximity ties a resource to several of a lower number; "
+                "valid actions are counted where it ties each to at most one"
+            )
+        ways = may.astype(np.float64)
+        for i, j, limit in sorted(self.proximity, key=lambda pair: -max(pair[:2])):  # a tree, from its leaves
+            ways[min(i, j)] *= ways[max(i, j)] @ (self.hops <= limit)
+        return ways
+
+    def _draw(self, may: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        ways, drawn = self._ways(may), np.empty((may.shape[1], self.resources), dtype=np.int64)
+        for d in range(self.resources):
+            for i, j, limit in self.proximity:
+                if d == max(i, j):
+                    ways[d] *= (self.hops <= limit)[drawn[:, min(i, j)]]
+            cumulative = ways[d].cumsum(1)  # P(y_d | y_0 … y_{d−1}) by inverse CDF
+            drawn[:, d] = (rng.random((len(drawn), 1)) * cumulative[:, -1:] >= cumulative).sum(1)
+        return drawn
 
     def _gibbs(self, rng: np.random.Generator, sweeps: int = 50) -> np.ndarray:
         """Proximate allocations by Gibbs sampling: each resource redrawn uniformly where the others let it be."""
