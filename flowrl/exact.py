@@ -1,4 +1,6 @@
-"""Ground truth for ERA by dynamic programming: optimum, go-and-stay plateau, random policy, and any tabulated policy.
+"""Ground truth by dynamic programming, for ERA and, at the end, for the games with a hidden incident.
+
+ERA: optimum, go-and-stay plateau, random policy, and any tabulated policy.
 
 Values are float64, over the finite horizon, undiscounted, for the start distribution. A state is (allocation x, last
 emergency e), e = K meaning none yet. Moves cost and are allowed resource by resource, and proximity constrains the next
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from flowrl.envs.city import City
 from flowrl.envs.era import observe
+from flowrl.envs.partial import RESOURCES, Game
 
 MAX_ACTIONS = 65_536  # K^D up to which `optimum` goes, if a step costs no more than MAX_WORK
 MAX_WORK = 100_000_000  # additions a step, (K + 1) · K^D · K · D: about ten seconds for 100 steps
@@ -207,3 +211,121 @@ def _uniform_valid(tables: _Tables) -> float:
     for _ in range(tables.city.horizon):
         value = (tables.total(tables.after_move(value)) - travel) / counts
     return float(value[tables.starts, -1].mean())
+
+
+# ------------------------------------------------------------------ hidden incidents (flowrl.envs.partial), no memory
+
+STARTS = 32  # random policies that each search for a best one ascends from, all at once
+
+
+def memoryless_return(name: str | Game, joint: Tensor | np.ndarray) -> float:
+    """Exact expected return of a policy without memory: joint (K, K) ≥ 0, summing to 1, is π(n, n').
+
+    ValueError for another shape, what is no distribution, or weight on an invalid action.
+    """
+    game, joint = Game.load(name), torch.as_tensor(joint, dtype=torch.float64, device="cpu")
+    K = game.districts
+    if joint.shape != (K, K):
+        raise ValueError(f"the policy has the shape {tuple(joint.shape)}; allowed: ({K}, {K})")
+    if not (joint >= 0).all() or abs(joint.sum() - 1) > 1e-4:
+        raise ValueError("the policy's probabilities must be ≥ 0 and sum to 1")
+    if joint[~_valid(game)].any():
+        raise ValueError(f"the policy gives weight to an action that is invalid in {game.name}")
+    return float(_memoryless(game, joint / joint.sum()))
+
+
+def after_rejection(name: str | Game, marginals: Tensor | np.ndarray) -> np.ndarray:
+    """What rejection makes of a product of marginals (2, K): π'(n, n') ∝ p(n) p'(n') on the valid actions, (K, K).
+
+    Where n and n' are valid in either order, π'(n, n') π'(n', n) = π'(n, n) π'(n', n'): no such π' is uniform over
+    (n, n) alone. ValueError for another shape, negative weights, or no weight on valid actions.
+    """
+    game, marginals = Game.load(name), torch.as_tensor(marginals, dtype=torch.float64, device="cpu")
+    if marginals.shape != (RESOURCES, game.districts) or not (marginals >= 0).all():
+        raise ValueError(f"marginals must be ≥ 0 and of the shape ({RESOURCES}, {game.districts})")
+    joint = _on_valid(game, _product(marginals))
+    if not joint.isfinite().all():
+        raise ValueError(f"the marginals give no weight to an action that is valid in {game.name}")
+    return joint.numpy()
+
+
+def best_joint(name: str | Game) -> tuple[float, np.ndarray]:
+    """The best policy without memory: its exact return and π(n, n'), (K, K).
+
+    Its return is reward · horizon / K, whatever the horizon T. Proof: let q_n = π(n, n), d_t(n) = P(incident in n at
+    t). If q_n ≥ q_m and d_t(n) ≤ d_t(m), then d_{t+1}(n) ≤ d_{t+1}(m); d_0 is uniform, so d_t always falls where q
+    rises, and by Chebyshev's sum inequality Σ_n d_t(n) q_n ≤ (Σ d_t) (Σ q) / K ≤ 1/K, met by q_n = 1/K.
+    """
+    game = Game.load(name)
+    value, weights = _ascend(game, lambda weights: weights, (game.districts,) * RESOURCES)
+    return value, _on_valid(game, weights).numpy()
+
+
+def best_factored(name: str | Game) -> tuple[float, np.ndarray]:
+    """The best product of marginals, after rejection where there is a constraint: its exact return and p, p' (2, K)."""
+    game = Game.load(name)
+    value, weights = _ascend(game, _product, (RESOURCES, game.districts))
+    return value, (weights / weights.sum(-1, keepdim=True)).numpy()
+
+
+def partial_reference(name: str | Game) -> dict[str, float]:
+    """Exact returns without memory: `optimal` (joint), `factored`, `uniform_valid`; and `valid_fraction`."""
+    game = Game.load(name)
+    if game.digest not in _REFERENCES:
+        _REFERENCES[game.digest] = {
+            "optimal": best_joint(game)[0],
+            "factored": best_factored(game)[0],
+            "uniform_valid": memoryless_return(game, game.valid / game.valid.sum()),
+            "valid_fraction": float(game.valid.mean()),
+        }
+    return dict(_REFERENCES[game.digest])
+
+
+_REFERENCES: dict[str, dict[str, float]] = {}  # by the game's digest
+
+
+def _memoryless(game: Game, joint: Tensor) -> Tensor:
+    """Expected returns (…) of policies (…, K, K), differentiable: the incident's Markov chain, followed for T steps."""
+    K, T = game.districts, game.horizon
+    q = joint.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # (…, K, 1): P(served | incident in n)
+    # d_{t+1} = d_t [diag(1 − q) + q 1ᵀ/K]; one more column counts what was served, and is carried along
+    moves = torch.cat((torch.diag_embed(1 - q.squeeze(-1)) + q / K, q), -1)
+    carried = torch.eye(K + 1, dtype=q.dtype, device=q.device)[-1:].expand(*q.shape[:-2], 1, K + 1)
+    served = torch.linalg.matrix_power(torch.cat((moves, carried), -2), T)[..., :K, K].mean(-1)
+    return game.reward * served + game.split * T * (1 - q.sum((-2, -1)))
+
+
+def _valid(game: Game) -> Tensor:
+    return torch.as_tensor(game.valid, device="cpu")
+
+
+def _on_valid(game: Game, weights: Tensor) -> Tensor:
+    """Weights (…, K, K) ≥ 0 → the distributions proportional to them on the valid actions."""
+    weights = weights * _valid(game)
+    return weights / weights.sum((-2, -1), keepdim=True)
+
+
+def _product(marginals: Tensor) -> Tensor:
+    """(…, 2, K) → (…, K, K): p(n) p'(n')."""
+    return marginals[..., 0, :, None] * marginals[..., 1, None, :]
+
+
+def _ascend(game: Game, joint_of: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> tuple[float, Tensor]:
+    """max over weights w ≥ 0 (shape) of the exact return of joint_of(w) on the valid actions, and the best w found.
+
+    L-BFGS from many random starts; w = x², so that faces of the simplex are a finite step away.
+    """
+
+    def returns(x: Tensor) -> Tensor:
+        return _memoryless(game, _on_valid(game, joint_of(x.square())))
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        x = torch.tensor(flat, device="cpu").view(STARTS, *shape).requires_grad_()
+        total = -returns(x).sum()
+        return total.item(), torch.autograd.grad(total, x)[0].numpy().ravel()
+
+    start = np.random.default_rng(0).normal(size=STARTS * shape[0] * shape[1])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9})
+    x = torch.tensor(found.x, device="cpu").view(STARTS, *shape)
+    value, best = returns(x).max(0)
+    return float(value), x[best].square()

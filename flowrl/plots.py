@@ -6,12 +6,14 @@ same once more. What is drawn comes from records alone: nothing here trains, sam
 
 import logging
 import textwrap
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -88,12 +90,13 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
 
 
 def learning_curve(
-    ax: Axes, runs: list[Record], column: str = "eval_return_mean", looks: dict[str, Method] | None = None
-) -> Axes:
-    """A line a label: interquartile mean over seeds, with its 95 % bootstrap interval, against environment steps."""
+    ax: Axes, runs: list[Record], column: str = "eval_return_mean", looks: dict[str, Method] | None = None,
+    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"],
+) -> Axes:  # fmt: skip
+    """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x."""
     for label, group in by_label(runs).items():
         name, colour, dashes, _ = looks[label] if looks else method(label)
-        steps, values = on_common_grid([(run.curve["env_steps"], run.curve[column]) for run in group])
+        steps, values = on_common_grid([(x(run), run.curve[column]) for run in group])
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
         ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=4 if label == "iar-a2c" else 3)
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -186,6 +189,34 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
         handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
         fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
                    ncols=len(handles) if width > 8 else 2, handlelength=3.2)  # fmt: skip
+        runs = [run for group in groups.values() for run in group]
+        colour = WARNING if any(run.stale for run in runs) else GREY
+        fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)
+    return fig
+
+
+def curves(
+    groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
+    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], xlabel: str = "environment steps",
+    log: bool = False,
+) -> Figure:  # fmt: skip
+    """A panel a group: return against environment steps, or x; `lines`: returns by name, to draw in a group's panel."""
+    with style():
+        width = max(4.2 * len(groups), 5.6)
+        fig, axes = plt.subplots(1, len(groups), figsize=(width, 4.4), squeeze=False, layout="constrained")
+        for ax, (name, runs) in zip(axes[0], groups.items(), strict=True):
+            learning_curve(ax, runs, x=x).set_title(name, fontweight="bold")
+            ax.set_xlabel(xlabel)
+            if log:
+                ax.set_xscale("log")
+            for i, (what, value) in enumerate((lines or {}).get(name, {}).items()):
+                ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
+                place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
+                ax.annotate(what, (0.02, value), (0, 3), **place)
+        axes[0, 0].set_ylabel("return of an episode")
+        handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
+        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
+                   ncols=min(len(handles), int(width / 2.2)), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
         colour = WARNING if any(run.stale for run in runs) else GREY
         fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)

@@ -9,6 +9,7 @@ import csv
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import platform
 import shlex
@@ -25,10 +26,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import envs, exact
+from . import envs, exact, search
 from .a2c import Trainer, seeded
 from .config import ConfigError, TrainConfig
 from .config import Run as Planned
+from .envs.era import BatchedERA
+from .envs.partial import BatchedPartial
 from .policies import to_flat
 from .stats import normalised_score, plateau_gain
 from .wolpertinger import WolpertingerTrainer
@@ -200,14 +203,38 @@ class Evaluator:
         return float(returns.mean()), float(returns.std() / n**0.5) if n > 1 else 0.0, counts
 
     def exact_return(self, trainer: Trainer) -> float | None:
-        """Expected return of the learnt policy, tabulated from EXACT_DRAWS draws a state; None for large cities.
+        """Expected return of the learnt policy, tabulated from draws in every state; None where that can't be.
 
-        None for Wol-DDPG too: it may choose invalid actions, which a tabulated policy can't hold.
+        None for Wol-DDPG: it may choose invalid actions, which a tabulated policy can't hold.
         """
-        city = envs.City.load(self.config.env)
-        if city.allocations > exact.MAX_ACTIONS or self.config.policy == "wolpertinger":
+        env, generator = trainer.env, seeded(self.config.seed, "exact", self.device)
+        if self.config.policy == "wolpertinger":
             return None
-        return exact.policy_return(city, *tabulate(trainer, city, seeded(self.config.seed, "exact", self.device)))
+        if isinstance(env, BatchedPartial):
+            return exact.memoryless_return(env.game, without_memory(trainer, generator))
+        if isinstance(env, BatchedERA) and env.city.allocations <= exact.MAX_TABULATED:
+            return exact.policy_return(env.city, *tabulate(trainer, env.city, generator))
+        return None
+
+
+def reference(env) -> dict | None:
+    """The returns to measure others against, exact or, in large cities, the best found; None where none is known."""
+    if isinstance(env, BatchedPartial):
+        return exact.partial_reference(env.game)
+    if isinstance(env, BatchedERA):
+        return exact.optimum(env.city) if exact.solvable(env.city) else search.reference(env.city)
+    return None
+
+
+def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16) -> torch.Tensor:
+    """π' on a constant observation, (K, K), from the valid ones of n draws; what `decide` executes if there is none."""
+    observation = trainer.env.reset()[:1]
+    decision, _ = trainer.decide(observation, generator)
+    sample = trainer.policy.sample(trainer.policy.features(observation, decision.mask), n, generator)
+    valid = trainer.oracle(observation, sample.action)[0]
+    drawn = to_flat(sample.action[0][valid] if valid.any() else decision.action, trainer.policy.sizes)
+    counts = drawn.bincount(minlength=math.prod(trainer.policy.sizes)).double().cpu()
+    return (counts / counts.sum()).view(*trainer.policy.sizes)
 
 
 def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -361,14 +388,12 @@ class Run:
     def _facts(self, start: float) -> dict:
         config, trainer = self.config, self.trainer
         mean, sem, counts = self.evaluator.episodes(trainer, config.final_episodes, "final")
-        city = envs.City.load(config.env)
-        reference = exact.optimum(city) if city.allocations <= exact.MAX_ACTIONS else None
-        train = trainer.counts
+        known, train = reference(trainer.env), trainer.counts
         finals = {
             "final_return_mean": mean,
             "final_return_sem": sem,
-            "final_normalised": reference and normalised_score(mean, reference),
-            "final_plateau_gain": reference and plateau_gain(mean, reference),
+            "final_normalised": normalised_score(mean, known),
+            "final_plateau_gain": plateau_gain(mean, known),
             "final_exact_return": self.evaluator.exact_return(trainer),
             "final_enumerated_share": (counts["enumerations"] + counts["fallbacks"]) / counts["states"],
             "train_enumerated_share": (train["enumerations"] + train["fallbacks"]) / max(1, train["states"]),
@@ -378,7 +403,7 @@ class Run:
         return {
             "schema": SCHEMA, "environment": Path(config.env).stem, "env_digest": config.env_digest(),
             "label": self.label, "config_hash": config.hash(),
-            "config": dataclasses.asdict(config), **finals, "reference": reference,
+            "config": dataclasses.asdict(config), **finals, "reference": known,
             "env_steps": trainer.env_steps, "wall_s": round(self.wall_s, 3), "train_s": round(self.train_s, 3),
             "env_steps_per_s": round(trainer.env_steps / self.train_s, 1) if self.train_s else None,
             "started": self.started, "ended": _now(), **provenance(self.device),
@@ -432,13 +457,12 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     evaluator = Evaluator(config, chosen)
     n = config.final_episodes if episodes is None else episodes
     mean, sem, _ = evaluator.episodes(trainer, n, "final")
-    city = envs.City.load(config.env)
-    found = {"env_steps": trainer.env_steps, "episodes": n, "return_mean": mean, "return_sem": sem}
-    if city.allocations <= exact.MAX_ACTIONS:
-        reference = exact.optimum(city)
-        found |= {"normalised": normalised_score(mean, reference), "plateau_gain": plateau_gain(mean, reference)}
-        found["exact_return"] = evaluator.exact_return(trainer)
-    return found | {"violations": evaluator.violations}
+    known = reference(env)
+    found = {"normalised": normalised_score(mean, known), "plateau_gain": plateau_gain(mean, known),
+             "exact_return": evaluator.exact_return(trainer)}  # fmt: skip
+    found = {name: value for name, value in found.items() if value is not None}
+    measured = {"env_steps": trainer.env_steps, "episodes": n, "return_mean": mean, "return_sem": sem}
+    return measured | found | {"violations": evaluator.violations}
 
 
 def _writable(folder: Path) -> None:

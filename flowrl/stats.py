@@ -43,11 +43,22 @@ def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
     return grid, np.stack([np.interp(grid, steps, values) for steps, values in curves])
 
 
-def normalised_score(returns, reference: dict):
-    """0 at the return of uniformly drawn valid actions, 1 at the optimum. reference: as in a record, keyed returns."""
-    return (returns - reference["uniform_valid"]) / ((reference["optimal"] - reference["uniform_valid"]) or np.nan)
+def normalised_score(returns, reference: dict | None):
+    """0 at the return of uniformly drawn valid actions, 1 at the optimum; None where these are not known.
+
+    reference: as in a record, returns by name.
+    """
+    return _between(returns, reference, "uniform_valid", "optimal")
 
 
-def plateau_gain(returns, reference: dict):
-    """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies."""
-    return (returns - reference["go_and_stay"]) / ((reference["optimal"] - reference["go_and_stay"]) or np.nan)
+def plateau_gain(returns, reference: dict | None):
+    """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies.
+
+    None where these are not known.
+    """
+    return _between(returns, reference, "go_and_stay", "optimal")
+
+
+def _between(returns, reference: dict | None, low: str, high: str):
+    low, high = ((reference or {}).get(name) for name in (low, high))
+    return None if low is None or high is None else (returns - low) / ((high - low) or np.nan)

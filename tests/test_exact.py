@@ -226,8 +226,11 @@ def test_flat_actions_and_digits():
 
 def test_the_largest_cities_and_beyond():
     exact.optimum(generate(17, 3))  # 4,913 actions
+    assert exact.solvable(generate(10, 4)) and not exact.solvable(generate(17, 4))
     with pytest.raises(ValueError, match=r"generated-18x3-0 has 18\^3 actions; exact values are for at most 5000"):
-        exact.optimum(generate(18, 3))
+        exact.optimal_values(generate(18, 3))
+    with pytest.raises(ValueError, match=r"generated-17x4-0 .*exact values are for at most"):
+        exact.optimum(generate(17, 4))
 
 
 def test_results_are_cached_by_content_and_cannot_be_spoilt():

@@ -231,5 +231,8 @@ def register() -> None:
     for name in GAMES:
         if f"flowrl/{name}" not in gymnasium.registry:
             gymnasium.register(
-                f"flowrl/{name}", entry_point="flowrl.envs.partial:PartialEnv", kwargs={"name": name}, order_enforce=True
+                f"flowrl/{name}",
+                entry_point="flowrl.envs.partial:PartialEnv",
+                kwargs={"name": name},
+                order_enforce=True,
             )

@@ -47,6 +47,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"unknown environment {name!r}: choose one of {', '.join(PISTONS)}")
 
 
+def digest(name: str) -> str:
+    """SHA-256 over what defines the environment of that name."""
+    physics = pistonball.raw_env.metadata["name"]
+    constants = {"name": name, "physics": physics, "horizon": HORIZON, "version": VERSION}
+    return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()
+
+
 class PistonballEnv(gymnasium.Env):
     """One Pistonball by name. `info`: `valid`, whether the last action was; `violations`, how many weren't so far.
 
@@ -236,13 +243,7 @@ class BatchedPistonball:
         self.name, self.n_envs, self.device, self.constrained = name, n_envs, torch.device(device), "-cstr" in name
         self.action_sizes = (3,) * PISTONS[name]
         self.observation_shape = _row(name)["observation"].shape
-        constants = {
-            "name": name,
-            "physics": pistonball.raw_env.metadata["name"],
-            "horizon": HORIZON,
-            "version": VERSION,
-        }
-        self.digest = hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()
+        self.digest = digest(name)
         if generator is None:
             generator = torch.Generator(self.device)
             generator.seed()
