@@ -1,7 +1,7 @@
 """Exact values against plain recursion over all futures, and against simulation."""
 
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from flowrl import exact
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
+from flowrl.envs.partial import BatchedPartial, Game, PartialEnv
 from flowrl.policies import to_digits, to_flat
 
 TRIANGLE = {
@@ -238,3 +239,128 @@ def test_results_are_cached_by_content_and_cannot_be_spoilt():
     first = exact.optimum(city)
     first["optimal"] = 0.0
     assert exact.optimum(City.from_dict(city.to_dict(), "another name"))["optimal"] != 0.0
+
+
+# ------------------------------------------------------------------------------------- hidden incidents, no memory
+
+PARTIAL = {  # districts, (joint, factored, uniform over valid) by hand, share of valid actions
+    # (n, n) served a third of the time; any product is at best uniform, a ninth
+    "ERA-Partial": (3, 1000 / 3, 1000 / 9, 1000 / 9, 1.0),
+    # half; sent to one place for ever: Σ_k 10 · 2^-k; a quarter, less 5 half of the time
+    "Toy-Partial": (2, 500, 10, 0, 1.0),
+    # a quarter; one of twelve valid actions
+    "Joint-Cstr": (4, 250, 1000 / 12, 1000 / 12, 12 / 16),
+}
+
+
+def simplex(parts, steps):
+    """(n, parts): every distribution in multiples of 1/steps."""
+    bars = np.array(list(combinations(range(steps + parts - 1), parts - 1)))
+    edges = np.concatenate([np.full((len(bars), 1), -1), bars, np.full((len(bars), 1), steps + parts - 1)], axis=1)
+    return (np.diff(edges, axis=1) - 1) / steps
+
+
+def followed(name, joint):
+    """The return by backward recursion over what the gymnasium environment itself does."""
+    env, K = PartialEnv(name), len(joint)
+    env.reset(seed=0)
+    outcomes = []  # (probability, incident, reward, next incident)
+    for i, n, m, k in product(range(K), repeat=4):
+        env._incident, env.uniform = i, lambda k=k: (k + 0.5) / K
+        reward = env.step((n, m))[1]
+        outcomes.append((joint[n, m] / K, i, reward, env._incident))
+    value = np.zeros(K)
+    for _ in range(100):
+        after = np.zeros(K)
+        for p, i, reward, j in outcomes:
+            after[i] += p * (reward + value[j])
+        value = after
+    return value.mean()
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_memoryless_return_by_recursion(name):
+    game, rng = Game.load(name), np.random.default_rng(0)
+    for _ in range(3):
+        joint = rng.dirichlet(np.full(game.valid.size, 0.5)).reshape(game.valid.shape) * game.valid
+        joint /= joint.sum()
+        expected = followed(name, joint)
+        assert exact.memoryless_return(name, joint) == pytest.approx(expected, abs=1e-9)
+        assert exact.memoryless_return(name, torch.tensor(joint).float()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_simulated_returns_agree_with_memoryless_ones(name):
+    """5,000 episodes of a random policy, z < 4."""
+    B, K = 5000, PARTIAL[name][0]
+    joint = exact.after_rejection(name, np.random.default_rng(1).dirichlet(np.ones(K), 2))
+    env, generator = BatchedPartial(name, B, generator=torch.Generator().manual_seed(1)), torch.Generator()
+    flat = torch.multinomial(torch.as_tensor(joint).flatten(), 100 * B, True, generator=generator.manual_seed(2))
+    returns = sum(env.step(actions).reward for actions in to_digits(flat, (K, K)).view(100, B, 2)).double()
+    assert env.violations == 0
+    assert abs(returns.mean() - exact.memoryless_return(name, joint)) < 4 * returns.std() / B**0.5
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_the_best_policies_without_memory(name):
+    K, *expected = PARTIAL[name]
+    found = exact.partial_reference(name)
+    assert [found[key] for key in ("optimal", "factored", "uniform_valid", "valid_fraction")] == pytest.approx(
+        expected, abs=1e-6
+    )
+    value, joint = exact.best_joint(name)
+    np.testing.assert_allclose(joint, np.eye(K) / K, atol=1e-5)
+    assert exact.memoryless_return(name, joint) == pytest.approx(value, abs=1e-9)
+    value, marginals = exact.best_factored(name)
+    np.testing.assert_allclose(marginals.sum(1), 1)
+    assert exact.memoryless_return(name, exact.after_rejection(name, marginals)) == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_no_policy_on_a_grid_is_better(name):
+    """All of them in steps of 1/20 (joint: what (n, n) get, and the rest), marginals in steps of 1/60 to 1/8."""
+    game, (K, joint, factored, *_) = Game.load(name), PARTIAL[name]
+    diagonal = torch.tensor(simplex(K + 1, 20)[:, :K])
+    policies = torch.diag_embed(diagonal)
+    policies[:, 0, 1] = 1 - diagonal.sum(1)  # it doesn't matter to which other action
+    assert exact._memoryless(game, policies).max() <= joint + 1e-9
+
+    row = torch.tensor(simplex(K, {2: 60, 3: 12, 4: 8}[K]))
+    products = row[:, None, :, None] * row[None, :, None, :] * torch.tensor(game.valid)
+    products = products[products.sum((-2, -1)) > 0]
+    values = exact._memoryless(game, products / products.sum((-2, -1), keepdim=True))
+    assert len(values) > 3000 and values.max() <= factored + 1e-9
+    assert values.max() == pytest.approx(factored, abs=1e-9)  # the optimum is on the grid
+
+
+def test_rejection_makes_no_product_the_best_joint_policy():
+    marginals = np.random.default_rng(0).dirichlet(np.ones(4), 2)
+    joint = exact.after_rejection("Joint-Cstr", marginals)
+    by_hand = np.outer(*marginals)
+    by_hand[[0, 1, 2, 3], [2, 3, 0, 1]] = 0  # across the ring
+    np.testing.assert_allclose(joint, by_hand / by_hand.sum())
+    for n in range(4):
+        m = (n + 1) % 4
+        assert joint[n, m] * joint[m, n] == pytest.approx(joint[n, n] * joint[m, m])
+
+
+def test_what_a_memoryless_policy_must_not_be():
+    uniform = np.full((4, 4), 1 / 16)
+    for message, wrong in [
+        (r"the shape \(3, 3\); allowed: \(4, 4\)", np.full((3, 3), 1 / 9)),
+        ("sum to 1", uniform * 2),
+        ("sum to 1", np.where(np.eye(4) == 1, -0.25, 1 / 6)),
+        ("sum to 1", uniform * np.nan),
+        ("invalid in Joint-Cstr", uniform),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            exact.memoryless_return("Joint-Cstr", wrong)
+    for message, wrong in [
+        (r"the shape \(2, 4\)", np.ones((2, 3))),
+        ("must be ≥ 0", -np.ones((2, 4))),
+        ("no weight to an action that is valid", np.eye(4)[[0, 2]]),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            exact.after_rejection("Joint-Cstr", wrong)
+    with pytest.raises(ValueError, match="choose one of ERA-Partial"):
+        exact.best_joint("ERA-v4")
