@@ -390,7 +390,7 @@ def test_a_record_is_the_same_when_stopped_and_resumed(tmp_path):
     rate = curves[0]["valid_rate"].iloc[-1]
     assert 0 < rate < 1 and (curves[0]["oracle_calls"] == 0).all()
     found = runs.evaluate_checkpoint(tmp_path / "whole" / "ERA-v1" / "wol-ddpg" / "seed0")
-    assert found["return_mean"] == whole["final_return_mean"] and found["exact_return"] is None
+    assert found["return_mean"] == whole["final_return_mean"] and "exact_return" not in found
 
 
 @pytest.mark.parametrize(
