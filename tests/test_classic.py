@@ -14,7 +14,7 @@ from flowrl.envs.classic import BatchedAcrobot, BatchedCartPole
 BOTH = pytest.mark.parametrize("simulator", [BatchedCartPole, BatchedAcrobot])
 # |state| that the one-step test covers: CartPole past its bounds; Acrobot at top speed, where angles wrap, speeds clip
 WIDE = {BatchedCartPole: (3, 5, 0.4, 5), BatchedAcrobot: (math.pi, math.pi, 4 * math.pi, 9 * math.pi)}
-FLOAT32 = dict(rtol=1e-6, atol=1e-6)  # observations; both sides compute in float64 and round once
+FLOAT64, FLOAT32 = dict(rtol=1e-10, atol=1e-10), dict(rtol=1e-6, atol=1e-6)  # states, observations
 
 
 @BOTH
@@ -23,20 +23,23 @@ def test_one_step_from_anywhere_is_gymnasiums(simulator):
     states = rng.uniform(-1, 1, (B, 4)) * WIDE[simulator]
     env, single = simulator(B), gymnasium.make(simulator.NAME).unwrapped
     actions = rng.integers(env.action_sizes[0], size=(B, 1))
-    env.state = torch.as_tensor(states)
-    step, moved = env.step(torch.as_tensor(actions)), env._move(torch.as_tensor(states), env._forces[actions[:, 0]])
-    for b in range(B):
+    expected = []
+    for state, action in zip(states, actions, strict=True):
         single.reset()
-        single.state = states[b]
-        observation, reward, terminated, *_ = single.step(actions[b, 0])
-        np.testing.assert_allclose(moved[b], single.state, rtol=1e-10, atol=1e-10)
-        np.testing.assert_allclose(step.final_observation[b], observation, **FLOAT32)
-        assert (step.reward[b], step.terminated[b]) == (reward, terminated)
-    assert 0.1 < step.terminated.float().mean() < 0.9
-    if simulator is BatchedAcrobot:
-        clipped = (moved[:, 2:].abs() == torch.tensor(env.MAX_SPEEDS)).any(0)
-        wrapped = ((moved[:, :2] - torch.as_tensor(states[:, :2])).abs() > math.pi).any(0)
-        assert clipped.all() and wrapped.all()
+        single.state = state
+        expected.append((*single.step(action[0])[:3], single.state))
+    observation, reward, terminated, moved = (np.stack(column) for column in zip(*expected, strict=True))
+    env.state = torch.as_tensor(states)
+    found = env._move(env.state, env._forces[actions[:, 0]])
+    np.testing.assert_allclose(found, moved, **FLOAT64)
+    step = env.step(torch.as_tensor(actions))
+    np.testing.assert_allclose(step.final_observation, observation, **FLOAT32)
+    np.testing.assert_array_equal(step.reward, reward)
+    np.testing.assert_array_equal(step.terminated, terminated)
+    assert 0.1 < terminated.mean() < 0.9
+    if simulator is BatchedAcrobot:  # some were bounded, some angles wrapped
+        assert (abs(moved[:, 2:]) == env.MAX_SPEEDS).any(0).all()
+        assert (abs(states[:, :2] + 0.2 * states[:, 2:]) > 5).any(0).all()
 
 
 def steer(simulator, state, b, rng):
@@ -52,32 +55,32 @@ def steer(simulator, state, b, rng):
 def test_whole_episodes_are_gymnasiums(simulator):
     B, rng = 4, np.random.default_rng(1)
     env, singles = simulator(B), [gymnasium.make(simulator.NAME) for _ in range(B)]
+    first = np.zeros((B, *env.observation_shape))
 
     def start(b, seed=None):
         """gymnasium's start state, as the uniforms that make it."""
-        singles[b].reset(seed=seed)
+        first[b], _ = singles[b].reset(seed=seed)
         return (singles[b].unwrapped.state.astype(np.float64) / simulator.START + 1) / 2
 
-    env.reset(torch.as_tensor(np.stack([start(b, seed=b) for b in range(B)])))
-    ends = {"terminated": 0, "truncated": 0}
+    observation = env.reset(torch.as_tensor(np.stack([start(b, seed=b) for b in range(B)])))
+    np.testing.assert_allclose(observation, first, **FLOAT32)
+    ends = np.zeros(2, int)
     for _ in range(1100):
-        states = np.stack([single.unwrapped.state for single in singles])
-        np.testing.assert_allclose(env.state, states, rtol=1e-6, atol=1e-6)
+        states = np.stack([single.unwrapped.state for single in singles]).astype(np.float64)
+        np.testing.assert_allclose(env.state, states, **FLOAT64)
         env.state = torch.as_tensor(states)  # rounding would grow along an episode: the system is chaotic
         actions = [steer(simulator, state, b, rng) for b, state in enumerate(states)]
-        taken = [single.step(action) for single, action in zip(singles, actions, strict=True)]
-        uniforms = np.full((B, 4), np.nan)
-        for b, (*_, terminated, truncated, _) in enumerate(taken):
-            if terminated or truncated:
-                uniforms[b] = start(b)
-                ends["terminated" if terminated else "truncated"] += 1
+        taken = [single.step(action)[:4] for single, action in zip(singles, actions, strict=True)]
+        observation, reward, terminated, truncated = (np.stack(column) for column in zip(*taken, strict=True))
+        ended = terminated | truncated
+        uniforms = np.stack([start(b) if ended[b] else np.full(4, np.nan) for b in range(B)])
         step = env.step(torch.tensor(actions)[:, None], torch.as_tensor(uniforms))
-        for b, (observation, reward, terminated, truncated, _) in enumerate(taken):
-            np.testing.assert_allclose(step.final_observation[b], observation, **FLOAT32)
-            assert (step.reward[b], step.terminated[b], step.truncated[b]) == (reward, terminated, truncated)
-            ended = terminated or truncated
-            assert ended or torch.equal(step.observation[b], step.final_observation[b])
-    assert ends["terminated"] >= 4 and ends["truncated"] >= 2
+        np.testing.assert_allclose(step.final_observation, observation, **FLOAT32)
+        np.testing.assert_array_equal(step.reward, reward)
+        np.testing.assert_array_equal((step.terminated, step.truncated), (terminated, truncated))
+        np.testing.assert_allclose(step.observation, np.where(ended[:, None], first, observation), **FLOAT32)
+        ends += terminated.sum(), truncated.sum()
+    assert (ends >= (4, 2)).all()
     assert env.violations == 0 and step.observation.dtype == step.reward.dtype == torch.float32
 
 
