@@ -1,10 +1,10 @@
-"""References for cities too large for dynamic programming: what resources achieve that never look at the emergencies.
+"""References for cities too large for dynamic programming: policies found by local search, and the random one.
 
 The emergencies do not depend on the allocation, so the expected return of a path of allocations is exact, without
 simulation: with n_k = Σ_t P(e_t = k), staying at y for an episode is worth Σ_k n_k r(y, k), that is a constant plus
-Σ over the districts k that y covers of n_k (covered_k − uncovered_k). The best y is found by local search: two resources
-at a time go where the sum, less the travel costs, is largest. It can miss the best, so that what it finds is a lower
-bound. `python -m flowrl.search` writes the references of the shipped cities again (minutes).
+Σ over the districts k that y covers of n_k (covered_k − uncovered_k). The best y is found by local search: two
+resources at a time go where the sum, less the travel costs, is largest. It can miss the best: what it finds is a lower
+bound. `python -m flowrl.search` writes the references of the shipped cities again (under a minute).
 """
 
 import functools
@@ -19,22 +19,23 @@ from flowrl.envs.city import CITIES, City
 
 REFERENCES = CITIES / "references.json"  # {a city's digest: its reference}
 STARTS = 256  # sampled start allocations
-RESTARTS = 8  # local searches from each, the best of which counts
+RESTARTS = 16  # local searches from each, the best of which counts
+EXACT = {"go_and_stay_sem": 0.0, "uniform_valid_sem": 0.0}
 EPSILON = 1e-9  # the least improvement worth a move: equal values would go round in circles
 
 
-def reference(city: City | str | Path) -> dict[str, float | None]:
-    """`exact.optimum` where that can be had, else `references` (kept in a file for the shipped cities), same keys.
+def reference(city: City | str | Path) -> dict[str, float | None] | None:
+    """What returns are measured against: `optimal`, `go_and_stay`, `uniform_valid`, `valid_fraction`, each `…_sem`.
 
-    Where it is exact the standard errors are 0; where not, `optimal` is None. Raises ValueError for a city that is
-    neither `exact.solvable` nor `countable`.
+    `exact.optimum` where that can be had, with standard errors of 0; else `references`, with `optimal` None (kept in a
+    file for the shipped cities); None for a city that allows neither.
     """
     city = City.load(city)
     if city.digest in _kept():
         return dict(_kept()[city.digest])
     if exact.solvable(city):
-        return exact.optimum(city) | {"go_and_stay_sem": 0.0, "uniform_valid_sem": 0.0}
-    return references(city)
+        return exact.optimum(city) | EXACT
+    return references(city) if city.countable and city.start == "proximate" and city.resources > 1 else None
 
 
 @functools.cache
@@ -43,32 +44,33 @@ def _kept() -> dict[str, dict[str, float | None]]:
 
 
 def references(city: City | str | Path, starts: int = STARTS, seed: int = 0) -> dict[str, float | None]:
-    """Mean returns over sampled starts (all where there are no more), exact over the emergencies.
+    """Mean returns over sampled starts (all where there are no more), and their standard errors, `…_sem`.
 
     `go_and_stay`: the first valid move goes to the best allocation found, as in `exact.optimum`; `walk_and_stay`: valid
-    moves go, as far as they get, to the best one found anywhere; `uniform_valid`: uniform over the valid actions. Each
-    has a standard error, `…_sem`, over the starts (and the actions). `valid_fraction` is exact; `optimal` is None.
-    Raises ValueError unless the city is `countable`.
+    moves go, as far as they get, to the best one found anywhere; `replan`: once there, go-and-stay, decided anew at
+    every step from the last emergency; `uniform_valid`: uniform over the valid actions. `valid_fraction` is exact;
+    `optimal` is None. Raises ValueError unless the city is `countable` and starts proximate.
     """
     city, rng = City.load(city), np.random.default_rng(seed)
+    if city.start != "proximate":
+        raise ValueError(f"{city.name} starts {city.start}; a search is for cities that start proximate")
     some = city.starts
-    if complete := len(some) <= starts:
-        starts = len(some)
-    else:
+    if len(some) > starts:
         some = some[rng.choice(len(some), starts, replace=False)]
     stay = go_and_stay(city, some, rng)
-    paths = {
-        "go_and_stay": np.stack([some] + [stay] * city.horizon),
-        "walk_and_stay": walk(city, some, go_and_stay(city, some, rng, anywhere=True)),
-        "uniform_valid": uniform_valid(city, some, rng),
+    path = walk(city, some, go_and_stay(city, some, rng, anywhere=True))
+    returns = {
+        "go_and_stay": expected_return(city, np.stack([some] + [stay] * city.horizon)),
+        "walk_and_stay": expected_return(city, path),
+        "replan": replan(city, path, rng),
+        "uniform_valid": expected_return(city, uniform_valid(city, some, rng)),
     }
-    found: dict[str, float | None] = {"optimal": None}
-    for name, path in paths.items():
-        returns = expected_return(city, path)
-        found[name] = float(returns.mean())
-        by_chance = name == "uniform_valid" or not complete
-        found[f"{name}_sem"] = float(returns.std() / starts**0.5) if by_chance else 0.0
-    return found | {"valid_fraction": valid_fraction(city)}
+    found: dict[str, float | None] = {"optimal": None, "valid_fraction": valid_fraction(city)}
+    for name, values in returns.items():
+        by_chance = name in ("replan", "uniform_valid") or len(some) < len(city.starts)
+        found[name] = float(values.mean())
+        found[f"{name}_sem"] = float(values.std() / len(some) ** 0.5) if by_chance else 0.0
+    return found
 
 
 def valid_fraction(city: City) -> float:
@@ -80,43 +82,44 @@ def expected_return(city: City, path: np.ndarray) -> np.ndarray:
     """path: (horizon + 1, n, D) allocations from the start on → (n,) return, expected over the emergencies."""
     travel = city.cost[path[:-1], path[1:]].sum(2)  # (horizon, n)
     chance, gain = _emergencies(city), _gain(city)
-    covered = (path[1:, ..., None] == np.arange(city.districts)).any(2)  # (horizon, n, K)
-    reward = (chance @ city.uncovered)[:, None] + (covered * (chance * gain)[:, None]).sum(2)
+    reward = (chance @ city.uncovered)[:, None] + (_covered(city, path[1:]) * (chance * gain)[:, None]).sum(2)
     return (reward - travel).sum(0)
 
 
 def go_and_stay(city: City, starts: np.ndarray, rng: np.random.Generator, anywhere: bool = False) -> np.ndarray:
     """(n, D) starts → (n, D): the best allocation found to move to and stay in for an episode.
 
-    Among those that one valid move reaches, or all proximate ones at the price of the direct way. It is the best of
-    RESTARTS searches, from uniform draws. ValueError unless the city is `countable`.
+    Among those that one valid move reaches, or all proximate ones at the price of the direct way: the best that
+    RESTARTS searches from uniform draws find for any of the starts. ValueError unless the city is `countable`.
     """
-    starts = np.tile(starts, (RESTARTS, 1))
     may = np.full((*starts.shape, city.districts), True) if anywhere else city.may_move[starts]
     price, gain = city.cost[starts], _emergencies(city).sum(0) * _gain(city)
-    first = city._draw(may.transpose(1, 0, 2), rng)
-    found = improve(city, first, may, price, gain)
-    n = len(starts) // RESTARTS
-    covered = (found[..., None] == np.arange(city.districts)).any(1)
-    value = covered @ gain - np.take_along_axis(price, found[..., None], 2).sum((1, 2))
-    best = value.reshape(RESTARTS, n).argmax(0)
-    return found[best * n + np.arange(n)]
+    best, worth = starts, np.full(len(starts), -np.inf)
+    for _ in range(RESTARTS):
+        y = improve(city, city.draw(may, rng), may, price, gain)
+        value = _covered(city, y) @ gain - np.take_along_axis(price, y[..., None], 2).sum((1, 2))
+        better = value > worth
+        best, worth = np.where(better[:, None], y, best), np.where(better, value, worth)
+    pool, each = np.unique(best, axis=0), np.arange(city.resources)  # what one start has found may suit another
+    value = _covered(city, pool) @ gain - price[:, each, pool].sum(2)  # (n, pool)
+    return pool[np.where(may[:, each, pool].all(2), value, -np.inf).argmax(1)]
 
 
 def improve(city: City, y: np.ndarray, may: np.ndarray, price: np.ndarray, gain: np.ndarray) -> np.ndarray:
     """Local search for the y with the largest Σ_k gain_k 1[k ∈ y] − Σ_d price(d, y_d) that is proximate and allowed.
 
-    y: (n, D) such allocations; may: (n, D, K) bool; price: (n, D, K); gain: (K,), ≥ 0 or not → (n, D), from which no
-    other districts for any two resources are better. ValueError for fewer than two resources.
+    y: (n, D), where it begins, proximate and allowed; may: (n, D, K) bool; price: (n, D, K); gain: (K,) or (n, K)
+    → (n, D), where no other districts for any two resources are better. ValueError for fewer than two resources.
     """
     n, D = y.shape
     if D < 2:
         raise ValueError(f"{city.name} has {D} resource; the search moves two at a time")
+    gain = np.broadcast_to(gain, (n, city.districts))
     y, active = y.copy(), np.arange(n)
     while len(active):
         now, before = y[active], y[active]
         for pair in combinations(range(D), 2):
-            now = _best_pair(city, now, may[active], price[active], gain, pair)
+            now = _best_pair(city, now, may[active], price[active], gain[active], pair)
         y[active] = now
         active = active[(now != before).any(1)]
     return y
@@ -127,17 +130,17 @@ def _best_pair(city: City, y: np.ndarray, may: np.ndarray, price: np.ndarray, ga
     n, K, diagonal = len(y), city.districts, np.arange(city.districts)
     others = np.delete(y, pair, axis=1)
     fresh = gain * (others[..., None] != diagonal).all(1)  # (n, K) what covering k adds to the others
-    alone = [np.where(may[:, d], fresh - price[:, d], -np.inf) for d in pair]
-    table = alone[0][:, :, None] + alone[1][:, None, :]  # (n, K, K)
-    table[:, diagonal, diagonal] -= fresh  # two at the same place cover it once
+    first, second = (np.where(may[:, d], fresh - price[:, d], -np.inf) for d in pair)
+    together = np.zeros((K, K))
     for i, j, limit in city.proximity:
-        near = city.hops <= limit
+        apart = np.where(city.hops <= limit, 0.0, -np.inf)
         if {i, j} == set(pair):
-            table[:, ~near] = -np.inf
-        for axis, d in enumerate(pair):
-            if d in (i, j) and i + j - d not in pair:
-                far = ~near[y[:, i + j - d]]  # (n, K)
-                np.copyto(table, -np.inf, where=np.expand_dims(far, 2 - axis))
+            together += apart
+        elif i in pair or j in pair:
+            moved, fixed = (i, j) if i in pair else (j, i)
+            (first if moved == pair[0] else second)[:] += apart[y[:, fixed]]
+    table = first[:, :, None] + second[:, None, :] + together  # (n, K, K)
+    table[:, diagonal, diagonal] -= fresh  # two at the same place cover it once
     table = table.reshape(n, K * K)
     here, best = y[:, pair[0]] * K + y[:, pair[1]], table.argmax(1)
     better = table[np.arange(n), best] > table[np.arange(n), here] + EPSILON
@@ -163,12 +166,38 @@ def walk(city: City, starts: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.stack(path + [path[-1]] * (city.horizon + 1 - len(path)))
 
 
+def replan(city: City, path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(horizon + 1, n, D) → (n,) return of a walk, then of going where staying would be best given the last emergency.
+
+    That is one step of policy iteration from staying; emergencies are simulated, each reward expected given the last.
+    """
+    P, gain = city.transition, _gain(city)
+    counts = [np.zeros_like(P)]  # [t][e, k]: how often an emergency will be in k in the next t steps, the last in e
+    for _ in range(city.horizon):
+        counts.append(P + P @ counts[-1][:-1])
+    x, total = path[0], np.zeros(path.shape[1])
+    last = np.full(len(x), city.districts)
+    for t in range(city.horizon):
+        y = improve(city, x, city.may_move[x], city.cost[x], counts[city.horizon - t][last] * gain)
+        arrived = (path[t] == path[-1]).all(1, keepdims=True)
+        y = np.where(arrived, y, path[t + 1])
+        reward = P[last] * np.where(_covered(city, y), city.covered, city.uncovered)
+        total += reward.sum(1) - city.cost[x, y].sum(1)
+        x, last = y, (rng.random((len(x), 1)) >= P[last, :-1].cumsum(1)).sum(1)
+    return total
+
+
 def uniform_valid(city: City, starts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(n, D) → (horizon + 1, n, D): the path of uniformly drawn valid actions. ValueError unless `countable`."""
     path = [starts]
     for _ in range(city.horizon):
-        path.append(city.draw_valid(path[-1], rng))
+        path.append(city.draw(city.may_move[path[-1]], rng))
     return np.stack(path)
+
+
+def _covered(city: City, y: np.ndarray) -> np.ndarray:
+    """(…, n, D) → (…, n, K) bool: which districts have a resource."""
+    return (y[..., None] == np.arange(city.districts)).any(-2)
 
 
 def _emergencies(city: City) -> np.ndarray:
@@ -191,6 +220,6 @@ if __name__ == "__main__":
             city = City.load(name)
             table[city.digest] = {"name": name} | references(city)
             if exact.solvable(city):
-                table[city.digest] |= exact.optimum(city) | {"go_and_stay_sem": 0.0, "uniform_valid_sem": 0.0}
+                table[city.digest] |= exact.optimum(city) | EXACT
             print(table[city.digest], flush=True)
     REFERENCES.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -183,7 +183,7 @@ class City:
             return rng.integers(self.districts, size=(SAMPLED_STARTS, self.resources))
         if not self.countable:
             return self._gibbs(rng)
-        return self._draw(np.ones((self.resources, SAMPLED_STARTS, self.districts), dtype=bool), rng)
+        return self.draw(np.ones((SAMPLED_STARTS, self.resources, self.districts), dtype=bool), rng)
 
     @property
     def countable(self) -> bool:
@@ -199,28 +199,16 @@ class City:
 
         ValueError unless `countable`.
         """
-        ways = self._ways(self.may_move[allocations].transpose(1, 0, 2))
+        ways = self._ways(self.may_move[allocations])
         tied = {max(pair[:2]) for pair in self.proximity}
         return np.prod([ways[d].sum(1) for d in range(self.resources) if d not in tied], axis=0)
 
-    def draw_valid(self, allocations: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(n, D) → (n, D) int64: an action each, exactly uniform over the valid ones. ValueError unless `countable`."""
-        return self._draw(self.may_move[allocations].transpose(1, 0, 2), rng)
+    def draw(self, may: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """may: (n, D, K) bool, where a resource may go → (n, D) int64: exactly uniform over the proximate allocations.
 
-    def _ways(self, may: np.ndarray) -> np.ndarray:
-        """may: (D, n, K), where a resource may go → (D, n, K): in how many ways d and those tied to it can, d at k."""
-        if not self.countable:
-            raise ValueError(
-                f"{self.name}: proximity ties a resource to several of a lower number; "
-                "valid actions are counted where it ties each to at most one"
-            )
-        ways = may.astype(np.float64)
-        for i, j, limit in sorted(self.proximity, key=lambda pair: -max(pair[:2])):  # a tree, from its leaves
-            ways[min(i, j)] *= ways[max(i, j)] @ (self.hops <= limit)
-        return ways
-
-    def _draw(self, may: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        ways, drawn = self._ways(may), np.empty((may.shape[1], self.resources), dtype=np.int64)
+        With `may_move[allocations]`: uniform over the valid actions. ValueError unless `countable`.
+        """
+        ways, drawn = self._ways(may), np.empty(may.shape[:2], dtype=np.int64)
         for d in range(self.resources):
             for i, j, limit in self.proximity:
                 if d == max(i, j):
@@ -228,6 +216,18 @@ class City:
             cumulative = ways[d].cumsum(1)  # P(y_d | y_0 … y_{d−1}) by inverse CDF
             drawn[:, d] = (rng.random((len(drawn), 1)) * cumulative[:, -1:] >= cumulative).sum(1)
         return drawn
+
+    def _ways(self, may: np.ndarray) -> np.ndarray:
+        """may: (n, D, K) → (D, n, K): in how many ways d, if it goes to k, and those tied to it later can go."""
+        if not self.countable:
+            raise ValueError(
+                f"{self.name}: proximity ties a resource to several of a lower number; "
+                "valid actions are counted where it ties each to at most one"
+            )
+        ways = may.transpose(1, 0, 2).astype(np.float64, order="C")
+        for i, j, limit in sorted(self.proximity, key=lambda pair: -max(pair[:2])):  # a tree, from its leaves
+            ways[min(i, j)] *= ways[max(i, j)] @ (self.hops <= limit)
+        return ways
 
     def _gibbs(self, rng: np.random.Generator, sweeps: int = 50) -> np.ndarray:
         """Proximate allocations by Gibbs sampling: each resource redrawn uniformly where the others let it be."""

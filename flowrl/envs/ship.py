@@ -2,10 +2,13 @@
 
 Each is the first seed of `generate` whose city is neither too free nor solved by standing still: the authors'
 released settings (three resources, moves of up to three hops, one pair kept together) leave 43 to 80 % of the actions
-valid.
+valid. The large cities tie the resources in a chain that leaves under 1 % valid. The cities by valid fraction, in
+data/cities, are one city under ever tighter constraints.
 """
 
-from itertools import count
+from itertools import combinations_with_replacement, count
+from math import inf, log
+from pathlib import Path
 
 from flowrl.envs.city import CITIES, City, generate
 from flowrl.exact import optimum
@@ -14,6 +17,13 @@ VERSIONS = {1: (6, 1), 2: (7, 1), 3: (8, 2), 4: (9, 2), 5: (10, 3)}  # version: 
 VALID_FRACTION = (0.43, 0.80)
 TIGHT_VALID_FRACTION = 0.10  # at most, v3..v5
 PLATEAU = 0.93  # at most, v2..v5: normalised score of go-and-stay, so that reading the emergencies pays
+LARGE = {(4, 16): (2, 1), (6, 10): (2, 2), (8, 32): (3, 3)}  # resources D, districts K: max_hops, distance in the chain
+LARGE_VALID_FRACTION = 0.01  # at most, averaged over the starts
+LARGE_LEAST = 5e-4  # in each of them: 4,096 uniform draws find two valid ones
+
+FRACTIONS = Path(__file__).parents[2] / "data" / "cities"
+THOUSANDTHS = (1000, 500, 200, 100, 30, 10, 3, 1)  # valid fractions of fraction-1000.json … fraction-1.json
+TOLERANCE = 0.15  # of log(fraction / wanted)
 
 
 def plateau(city: City) -> float:
@@ -39,7 +49,54 @@ def search(version: int) -> City:
     return next(city for city in cities if suits(city, version))
 
 
+def search_large(resources: int, districts: int) -> City:
+    """The first generated city that may be shipped as ERA-L-D×K."""
+    max_hops, distance = LARGE[resources, districts]
+    chain = [(r, r + 1, distance) for r in range(resources - 1)]
+    for seed in count():
+        city = generate(districts, resources, seed, max_hops, chain)
+        fractions = city.valid_counts(city.starts) / city.allocations
+        if fractions.mean() <= LARGE_VALID_FRACTION and fractions.min() >= LARGE_LEAST:
+            return city
+
+
+def by_fraction() -> dict[int, City]:
+    """One city of 10 districts, 4 resources, 10^4 actions, by thousandths of them that are valid; each constraint
+    is as tight as in the city before or tighter.
+    """
+    return next(cities for seed in count() if (cities := _by_fraction(seed)))
+
+
+def _by_fraction(seed: int) -> dict[int, City] | None:
+    """The cities of one seed, greedily; None where a fraction is not within the tolerance."""
+    base = generate(10, 4, seed, max_hops=None, proximity=()).to_dict()
+    found, cities = {}, {}
+    for hops in (inf, 3, 2, 1):  # limits of a move and of the chain's three pairs, ∞: none
+        for limits in combinations_with_replacement((inf, 3, 2, 1, 0), 3):
+            chain = [[r, r + 1, limit] for r, limit in enumerate(limits) if limit < inf]
+            changes = {"max_hops": hops if hops < inf else None, "proximity": chain}
+            city = City.from_dict(base | changes, f"generated-10x4-{seed}")
+            found[hops, *limits] = city, log(city.valid_counts(city.starts).mean() / city.allocations)
+    last = (inf,) * 4
+    for wanted in THOUSANDTHS:
+        # resources that must stay together are one resource: only where nothing else gets there
+        tighter = [key for key in found if all(new <= old for new, old in zip(key, last, strict=True))]
+        apart = [key for key in tighter if wanted < 10 or key[-1] > 0]
+        last = min(apart, key=lambda key: abs(found[key][1] - log(wanted / 1000)))
+        cities[wanted], fraction = found[last]
+        if abs(fraction - log(wanted / 1000)) > TOLERANCE:
+            return None
+    return cities
+
+
 if __name__ == "__main__":
+    for resources, districts in LARGE:
+        city = search_large(resources, districts)
+        city.to_json(CITIES / f"ERA-L-{resources}x{districts}.json")
+        print(f"ERA-L-{resources}x{districts} is {city.name}", flush=True)
+    for thousandths, city in by_fraction().items():
+        city.to_json(FRACTIONS / f"fraction-{thousandths}.json")
+        print(f"fraction-{thousandths} is {city.name}: {city.max_hops} hops, {city.proximity}", flush=True)
     for version in VERSIONS:
         city = search(version)
         city.to_json(CITIES / f"ERA-v{version}.json")
