@@ -308,3 +308,16 @@ def test_pictures():
     vector.reset(seed=0)
     assert [frame.shape for frame in vector.render()] == [(480, 640, 3)] * 2
     assert gymnasium.make("flowrl/ERA-v4").unwrapped.render() is None
+
+
+def test_staying_put_is_the_fallback_and_always_valid():
+    """Along 60 steps of it and of random valid moves, in a city too large to list its actions."""
+    env = BatchedERA("ERA-L-6x10", 8, generator=torch.Generator().manual_seed(0))
+    rng, observation = np.random.default_rng(0), env.reset()
+    for t in range(60):
+        stay = env.fallback(observation)
+        assert torch.equal(stay, env.allocation) and env.valid(observation, stay[:, None]).all()
+        may = env.city.may_move[env.allocation.numpy()]
+        moves = torch.from_numpy(env.city.draw(may, rng))
+        observation = env.step(stay if t % 2 else moves).observation
+    assert env.violations == 0

@@ -135,12 +135,18 @@ class BatchedERA:
                 f"allowed: torch.int64 of the shape ({len(observation)}, S, {D})"
             )
         inside = actions.clamp(0, K - 1)
-        allocation = (self._districts @ observation.float())[:, 2:].long()  # Σ_k k · 1[resource in district k]
-        rows = self._may_move[allocation]  # (B, D, K): where each resource may go
+        rows = self._may_move[self._allocation(observation)]  # (B, D, K): where each resource may go
         ok = (rows.gather(2, inside.transpose(1, 2)) & (inside == actions).transpose(1, 2)).all(1)
         for i, j, near in self._within:
             ok &= near.take(torch.add(inside[..., j], inside[..., i], alpha=K))
         return ok
+
+    def fallback(self, observation: Tensor) -> Tensor:
+        """Staying put, valid wherever proximity holds: observation (B, K, 2 + D) → actions (B, D) int64."""
+        return self._allocation(observation)
+
+    def _allocation(self, observation: Tensor) -> Tensor:
+        return (self._districts @ observation.float())[:, 2:].long()  # Σ_k k · 1[resource in district k]
 
     def observe(self, allocation: Tensor, emergency: Tensor) -> Tensor:
         """allocation: (B, D) int64, emergency: (B,) int64, K for none yet → observations (B, K, 2 + D) float32."""
