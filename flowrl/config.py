@@ -36,8 +36,8 @@ class TrainConfig:
 
     # policy
     policy: Literal["flow", "masked", "categorical", "factored", "autoregressive", "wolpertinger"] = "flow"  # its kind
-    coupling: Literal["additive", "affine"] = "additive"  # the latent flow's layers
-    n_couplings: int = 2  # coupling layers of the policy's flow; 0: a Gaussian's argmax
+    coupling: Literal["additive", "affine", "autoregressive", "mixture"] = "additive"  # the latent flow's layers
+    n_couplings: int = 2  # layers of the policy's flow; 0: a Gaussian's argmax
     base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
     hidden: int = 256  # width of the encoders
     policy_hidden: int = 32  # width of the networks behind them: couplings, posterior, LSTM

@@ -1,17 +1,25 @@
 """flowrl.flows: every bijection against autograd's Jacobian in float64, the soft threshold also in float32, where gaps
-of more than 17 round to ties; and the flat parameter against torch's own optimiser on the separate ones.
+of more than 17 round to ties; the layers' gradients against finite differences, the mixture's CDF against scipy's
+logistics; and the flat parameter against torch's own optimiser on the separate ones.
 """
 
 import pytest
+import scipy.stats
 import torch
 from ground_truth import randomise
 from torch.autograd.functional import jacobian
 
 from flowrl.flows import (
-    AdditiveCoupling,
+    COMPONENTS,
+    COUPLINGS,
     AffineCoupling,
+    AutoregressiveLayer,
     Flow,
+    Mixture,
+    MixtureCDFCoupling,
     flat_parameters,
+    mixture_logit,
+    mixture_quantile,
     soft_threshold,
     soft_threshold_inverse,
 )
@@ -19,8 +27,8 @@ from flowrl.flows import (
 B, S, DIM, HIDDEN, FEATURES = 2, 3, 5, 7, 4
 
 
-def _coupling(kind, swap):
-    layer = randomise(kind(DIM, HIDDEN, swap).double(), 1)
+def _layer(kind, swap):
+    layer = randomise(COUPLINGS[kind](DIM, HIDDEN, swap).double(), 1)
     shift = torch.randn(B, 1, HIDDEN, dtype=torch.float64)
     return (B, S, DIM), lambda x: layer(x, shift), lambda y: layer.inverse(y, shift)
 
@@ -41,13 +49,10 @@ def _threshold(shape, action, allowed=None):
 
 
 BIJECTIONS = {
-    "additive": lambda: _coupling(AdditiveCoupling, False),
-    "additive, swapped": lambda: _coupling(AdditiveCoupling, True),
-    "affine": lambda: _coupling(AffineCoupling, False),
-    "affine, swapped": lambda: _coupling(AffineCoupling, True),
+    **{kind: lambda kind=kind: _layer(kind, False) for kind in COUPLINGS},
+    **{f"{kind}, swapped": lambda kind=kind: _layer(kind, True) for kind in COUPLINGS},
+    **{f"{kind} flow": lambda kind=kind: _flow(kind, 3) for kind in COUPLINGS},
     "no flow": lambda: _flow("affine", 0),
-    "additive flow": lambda: _flow("additive", 3),
-    "affine flow": lambda: _flow("affine", 4),
     "threshold": lambda: _threshold((1, 4), [2]),
     "threshold, first category": lambda: _threshold((2, 2), [0, 1]),
     "threshold, three dimensions": lambda: _threshold((3, 2), [1, 0, 1]),
@@ -78,26 +83,145 @@ def test_bijection(name):
     assert torch.equal(y, x) == (name == "no flow")
 
 
-@pytest.mark.parametrize("kind", ["additive", "affine"])
+class OneWay(torch.nn.Module):
+    """A layer's `forward` or `inverse` as a module, so that `functional_call` finds it."""
+
+    def __init__(self, layer, direction):
+        super().__init__()
+        self.layer, self.direction = layer, direction
+
+    def forward(self, x, shift):
+        y, ladj = getattr(self.layer, self.direction)(x, shift)
+        return y, ladj + torch.zeros_like(y[..., 0])
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("kind", COUPLINGS)
+def test_gradients_against_finite_differences(kind, direction):
+    """Of the value and of ladj, both ways, in what goes in, in the state's shift and in every weight."""
+    torch.manual_seed(0)
+    module = OneWay(randomise(COUPLINGS[kind](3, 4, False).double(), 1), direction)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    x, shift = torch.randn(1, 2, 3, dtype=torch.float64), torch.randn(1, 1, 4, dtype=torch.float64)
+
+    def function(x, shift, *weights):
+        return torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x, shift))
+
+    inputs = x.requires_grad_(), shift.requires_grad_(), *weights
+    assert torch.autograd.gradcheck(function, inputs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", COUPLINGS)
 def test_flow_starts_as_the_identity_and_depends_on_the_state(kind):
     torch.manual_seed(0)
     flow = Flow(kind, 4, DIM, FEATURES, HIDDEN)
     x, features = torch.randn(B, S, DIM), torch.randn(B, FEATURES)
-    assert torch.equal(flow(x, flow.condition(features))[0], x)
+    near = 0.14 if kind == "mixture" else 0.0  # each entry goes through two mixtures
+    assert (flow(x, flow.condition(features))[0] - x).abs().max() <= near
     randomise(flow, 3)
     x = x[:1].expand(B, -1, -1)
     y, _ = flow(x, flow.condition(features))
     assert not torch.isclose(y[0], y[1]).any(-1).all()
 
 
-def test_affine_scales_are_bounded():
+def test_flow_refuses_an_unknown_kind():
+    with pytest.raises(
+        ValueError, match="unknown coupling 'spline'; choose one of: additive, affine, autoregressive, m"
+    ):
+        Flow("spline", 2, DIM, FEATURES, HIDDEN)
+
+
+@pytest.mark.parametrize("hidden", [3, 20])
+@pytest.mark.parametrize("swap", [False, True])
+def test_autoregressive_entries_read_all_that_came_before(swap, hidden):
+    """∂y_i/∂x_j: never 0 on the diagonal, 0 above it; below it not 0 where there are hidden units enough."""
+    torch.manual_seed(0)
+    layer = randomise(AutoregressiveLayer(DIM, hidden, swap).double(), 1)
+    x, shift = torch.randn(1, 50, DIM, dtype=torch.float64), torch.randn(1, 1, hidden, dtype=torch.float64)
+    blocks = jacobian(lambda x: layer(x, shift)[0].sum((0, 1)), x)[:, 0]  # (DIM, samples, DIM)
+    depends = (blocks != 0).any(1)
+    depends = depends.flip(0, 1) if swap else depends
+    assert torch.equal(depends, depends.tril()) and (blocks.diagonal(dim1=0, dim2=2) != 0).all()
+    assert torch.equal(depends, torch.ones(DIM, DIM).tril().bool()) == (hidden == 20)
+
+
+def _mixture(n, spread, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    log_weight, location, log_width = torch.randn(3, COMPONENTS, n, generator=generator, dtype=torch.float64)
+    log_weight = torch.log_softmax(2 * log_weight, 0)
+    return Mixture(*(x.to(dtype) for x in (log_weight, spread * location, log_width.clamp(-2, 2))))
+
+
+def test_mixture_logit_against_scipy():
+    y, mixture = 3 * torch.randn(500, dtype=torch.float64), _mixture(500, 3)
+    weight, logistic = mixture.log_weight.exp(), scipy.stats.logistic(mixture.location, mixture.log_width.exp())
+    below, above, density = ((weight * torch.as_tensor(f(y))).sum(0) for f in (logistic.cdf, logistic.sf, logistic.pdf))
+    value, log_slope = mixture_logit(y, mixture)
+    torch.testing.assert_close(value, (below / above).log(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(log_slope, (density / (below * above)).log(), rtol=1e-9, atol=1e-9)
+
+
+def test_mixture_quantile_of_equal_components_is_theirs():
+    """Where all μ and s are the same, y = μ + s logit."""
+    equal = Mixture(_mixture(9, 1).log_weight, torch.full((COMPONENTS, 9), 3.0), torch.full((COMPONENTS, 9), -0.7))
+    logit = torch.linspace(-60, 60, 9, dtype=torch.float64)
+    y, log_slope = mixture_quantile(logit, Mixture(*(x.double() for x in equal)))
+    scale = torch.tensor(-0.7).double().exp()
+    torch.testing.assert_close(y, 3 + scale * logit)
+    torch.testing.assert_close(log_slope, torch.full_like(y, 0.7), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.5, 5.0, 50.0])
+def test_mixture_quantile_to_rounding(spread):
+    """G(y) = logit but for roundings of y, seen through G, and of G: 16 of float32's; in float64 one Newton step's."""
+    logit = torch.linspace(-40, 40, 2001)
+    mixture = _mixture(len(logit), spread, torch.float32)
+    exact = Mixture(*(x.double() for x in mixture))
+    low, high = (mixture_quantile(c, m)[0] for c, m in ((logit, mixture), (logit.double(), exact)))
+    for y, tolerance in ((low, 16 * 2**-23), (high, 1e-8)):
+        value, log_slope = mixture_logit(y.double(), exact)
+        rounding = y.abs() * log_slope.exp() + logit.abs() + 1
+        assert ((value - logit).abs() < tolerance * rounding).all()
+
+
+def test_mixture_quantile_where_the_cdf_is_flat():
+    """Between components at ±40 all y have logit F = 0 to rounding: any of them will do, but none beyond."""
+    mixture = Mixture(*torch.tensor([[0.5, 0.5], [-40, 40], [1, 1]]).unsqueeze(-1).expand(3, 2, 7))
+    mixture = mixture._replace(log_weight=mixture.log_weight.log(), log_width=mixture.log_width.log())
+    logit = torch.tensor([-1e-6, -1e-8, -1e-12, 0, 1e-12, 1e-8, 1e-6])
+    y, _ = mixture_quantile(logit, mixture)
+    assert (y.diff() >= 0).all() and y.abs().max() < 40
+    assert mixture_logit(y, mixture)[0].abs().max() < 5e-6
+
+
+def test_far_tails_of_a_mixture_are_finite():
+    """Where F or 1 − F is far below the smallest float32, values and gradients still are numbers."""
+    y = torch.tensor([-1e4, -300.0, 300.0, 1e4], requires_grad=True)
+    mixture = _mixture(4, 1, torch.float32)
+    value, log_slope = mixture_logit(y, mixture)
+    (value + log_slope).sum().backward()
+    assert torch.isfinite(torch.stack((value, log_slope, y.grad))).all()
+    back, _ = mixture_quantile(value.detach(), mixture)
+    torch.testing.assert_close(back, y.detach(), rtol=1e-4, atol=0)
+
+
+def test_a_new_mixture_layer_is_near_the_identity():
+    """Off by at most log Σ exp(μ_m)/M = 0.0684, which it nears in the tails: ±½, ±⅙ by hand."""
+    layer = MixtureCDFCoupling(2, HIDDEN, False).double()
+    x = torch.linspace(-15, 15, 301, dtype=torch.float64)[None, :, None].expand(1, -1, 2)
+    for direction in (layer.forward, layer.inverse):
+        assert 0.068 < (direction(x, torch.zeros(1, 1, HIDDEN).double())[0] - x).abs().max() < 0.0685
+
+
+@pytest.mark.parametrize(("kind", "dim"), [(AffineCoupling, 2), (AutoregressiveLayer, 1)])
+def test_affine_scales_are_bounded(kind, dim):
     """However large the weights, a layer of one changed entry scales it by e² at most and e⁻² at least."""
     torch.manual_seed(0)
-    layer = randomise(AffineCoupling(2, HIDDEN, False), 4, std=1e3)
+    layer = randomise(kind(dim, HIDDEN, False), 4, std=1e3)
     scales = []
     for sign in (1, -1):
         layer.write.weight.data *= sign
-        y, ladj = layer(100 * torch.randn(1, 1000, 2), torch.randn(1, 1, HIDDEN))
+        y, ladj = layer(100 * torch.randn(1, 1000, dim), torch.randn(1, 1, HIDDEN))
         assert torch.isfinite(y).all()
         scales.append(ladj)
     ladj = torch.cat(scales)

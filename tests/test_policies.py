@@ -37,6 +37,8 @@ FLOWS = {
     "gaussian": {"n_couplings": 0, "base_scale": "learned"},
     "additive": {"n_couplings": 2, "base_scale": "fixed"},
     "affine": {"n_couplings": 2, "base_scale": "learned", "coupling": "affine"},
+    "autoregressive": {"n_couplings": 2, "base_scale": "fixed", "coupling": "autoregressive"},
+    "mixture": {"n_couplings": 2, "base_scale": "fixed", "coupling": "mixture"},
 }
 
 
@@ -312,7 +314,7 @@ def test_latent_kl_of_a_gaussian():
         assert z_scores(slopes, expected[0]).abs().max() < Z_BOUND
 
 
-@pytest.mark.parametrize("name", ["additive", "affine"])
+@pytest.mark.parametrize("name", ["additive", "affine", "autoregressive", "mixture"])
 def test_latent_kl_of_a_flow(name):
     """∫ p(v) (log p(v) − log N(v)) dv by quadrature."""
     policy = make(FlowPolicy, (3,), **FLOWS[name])
