@@ -46,9 +46,40 @@ class GraphEncoder(nn.Module):
         return self.out(nodes.flatten(1)).relu()
 
 
+class CNNEncoder(nn.Module):
+    """Three strided convolutions over an image of `observation_shape` (planes, height, width), then a layer.
+
+    Further planes that an observation has are left out. ValueError for an image under 36 × 36.
+    """
+
+    KERNELS = ((16, 8, 4), (32, 4, 2), (32, 3, 2))  # channels, size, stride
+
+    def __init__(self, observation_shape: tuple[int, int, int], hidden: int):
+        super().__init__()
+        self.planes, *sides = observation_shape
+        if min(sides) < 36:
+            raise ValueError(f"images are {sides[0]} × {sides[1]}; allowed: at least 36 × 36")
+        layers, channels = [], self.planes
+        for out, size, stride in self.KERNELS:
+            layers += [nn.Conv2d(channels, out, size, stride), nn.ReLU()]
+            channels, sides = out, [(side - size) // stride + 1 for side in sides]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * math.prod(sides), hidden), nn.ReLU())
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observation (B, ≥ planes, height, width) uint8 → (B, hidden)."""
+        # white is 0: most of a picture is background, which should not drown the rest
+        return self.net(1 - observation[:, : self.planes].float() / 255)
+
+
 def make_encoder(env, hidden: int) -> nn.Module:
-    """The encoder that fits an environment's observations: over its graph where it has one, else an MLP."""
+    """The encoder that fits an environment's observations: over its graph, its images (uint8), else an MLP.
+
+    An environment's `encoder_planes` says how many planes of its images the policy may see; default all.
+    """
     adjacency = getattr(env, "adjacency", None)
     if adjacency is not None:
         return GraphEncoder(adjacency, env.observation_shape[-1], hidden)
+    if getattr(env, "observation_dtype", None) == torch.uint8 and len(env.observation_shape) == 3:
+        planes, *sides = env.observation_shape
+        return CNNEncoder((getattr(env, "encoder_planes", planes), *sides), hidden)
     return MLPEncoder(env.observation_shape, hidden)

@@ -1,9 +1,9 @@
 """Pistonball (paper, section 5, Figure 3): PettingZoo's pistonball_v6 under one controller that moves all pistons.
 
 Pistonball-v1, v2, v3 have 5, 8, 10 pistons, each of which goes down, stays or goes up (0, 1, 2) in every step; they are
-to carry the ball to the left wall. The physics, the drawing and the reward (percent of the way, .1 less a step, the same
-for every piston) are PettingZoo's. An observation is the whole picture, grey, 96 × 96, of the last four steps, oldest
-first. An episode ends at the left wall (terminated) or after 125 steps (truncated).
+to carry the ball to the left wall. The physics, the drawing and the reward (percent of the way, less .1 a step, the
+same for every piston) are PettingZoo's. An observation is the whole picture, grey, 96 × 96, after each of the last four
+steps, oldest first. An episode ends at the left wall (terminated) or after 125 steps (truncated).
 
 In Pistonball-v1-cstr, … a piston that lies wholly to the left of the ball must not go up (paper, Table A.2). The fifth
 plane of their observations says which may, drawn over the columns of each piston: the oracle reads it, so it needs
@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -74,7 +75,7 @@ class PistonballEnv(gymnasium.Env):
         self._strip = (np.arange(SIDE) + 0.5) * (self.n_pistons + 2) // SIDE
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """A new episode → observation (4 or 5, 96, 96) uint8 and info; with a seed the episode PettingZoo has for it."""
+        """A new episode → observation (4 or 5, 96, 96) uint8 and info; a seed begins PettingZoo's episode of it."""
         super().reset(seed=seed)
         self._raw.reset(seed)
         self.violations = 0
@@ -102,7 +103,7 @@ class PistonballEnv(gymnasium.Env):
         )
 
     def _left_of_ball(self) -> np.ndarray:
-        """(n_pistons,) bool: whether a piston's right end is no further than the ball's left one, asked of the bodies."""
+        """(n_pistons,) bool: does a piston lie wholly to the left of the ball? Asked of their bodies."""
         raw = self._raw
         heads = [next(iter(piston.shapes)).bb.right for piston in raw.pistonList]
         return np.array(heads) <= raw.ball.position.x - raw.ball_radius
@@ -278,7 +279,8 @@ class BatchedPistonball:
         shape = (self.n_envs, len(self.action_sizes))
         if actions.shape != shape or actions.dtype != torch.int64:
             raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; allowed: torch.int64 of the shape {shape}"
+                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
+                f"allowed: torch.int64 of the shape {shape}"
             )
         self._table["action"] = actions.cpu().numpy()
         self._draw_seeds()
@@ -336,10 +338,8 @@ class BatchedPistonball:
     def close(self) -> None:
         """End the worker processes; nothing can be done with the environments afterwards."""
         for _, connection, _ in self._workers:
-            try:
+            with suppress(OSError):  # it died before
                 connection.send(None)
-            except OSError:  # died before
-                pass
             connection.close()
         for process, *_ in self._workers:
             process.join()
