@@ -317,7 +317,7 @@ def runs(path: Path, experiment: str, scale: str) -> list[Run]:
         for label, entry in described["runs"].items():
             entry = {key: value for key, value in (entry or {}).items() if key != "title"}
             method = entry.pop("method", label)
-            for seed in range(seeds):
+            for seed in range(min(seeds, entry.pop("seeds", seeds))):
                 try:
                     found.append(Run(label, make_config(env, method, settings | entry | {"seed": seed})))
                 except ValueError as error:

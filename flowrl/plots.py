@@ -223,6 +223,43 @@ def curves(
     return fig
 
 
+def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) -> Figure:
+    """A row an environment: return against environment steps, questions to the oracle, and seconds of training.
+
+    seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, all timed on one machine.
+    """
+    pace = seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"]
+
+    def spent(oracle: str) -> Callable[[Record], pd.Series]:
+        return lambda run: run.curve["env_steps"] * pace[run.facts["environment"], run.facts["label"], oracle]
+
+    with style():
+        size = (14, 0.9 + 3.3 * len(groups))
+        fig, axes = plt.subplots(len(groups), 4, figsize=size, squeeze=False, sharey="row", layout="constrained")
+        for row, (name, runs) in zip(axes, groups.items(), strict=True):
+            known = runs[0].facts["reference"]
+            asks = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
+            timed = [run for run in asks if (name, run.facts["label"], "one at a time") in pace.index]
+            learning_curve(row[0], runs).set_xlabel("environment steps")
+            learning_curve(row[1], asks, x=lambda run: run.curve["oracle_calls"]).set_xlabel("questions to the oracle")
+            learning_curve(row[2], runs, x=spent("batched")).set_xlabel("seconds, batched oracle")
+            learning_curve(row[3], timed, x=spent("one at a time")).set_xlabel(
+                "seconds, oracle asked one action at a time"
+            )
+            row[0].set(ylabel=f"{name}: return", ylim=whole_range(runs, known))
+            for ax in row:
+                reference_lines(ax, known, labels=())
+            for ax in row[1:]:
+                ax.set_xscale("log")
+        handles = {handle.get_label(): handle for handle in axes[0, 0].get_legend_handles_labels()[0]}
+        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
+                   ncols=len(handles), handlelength=3.2)  # fmt: skip
+        runs = [run for group in groups.values() for run in group]
+        text = caption(runs) + " Seconds a step of every method were timed apart, alone on one machine."
+        fig.supxlabel(textwrap.fill(text, 210), fontsize=8, color=WARNING if any(r.stale for r in runs) else GREY)
+    return fig
+
+
 def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
     """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean."""
     groups = by_label(runs)

@@ -1,0 +1,128 @@
+"""What a training step costs, for the figures of notebook 08: python -m benchmarks.cost (some five minutes).
+
+Every measurement trains in a process of its own on one torch thread; nothing else should run on the machine.
+data/benchmarks/seconds.csv: seconds an environment step of every method on ERA under constraints, with the batched
+oracle and with a Python oracle that judges one action at a time, as in the authors' code. data/benchmarks/scaling.csv:
+seconds and peak memory against |A|, on cities of ever more resources in a chain. data/benchmarks/fraction.csv: the
+same of one city under ever tighter constraints. All at the start of training; machine.json says where.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from flowrl import envs
+from flowrl.a2c import seeded
+from flowrl.config import make_config
+from flowrl.envs.city import City, generate
+from flowrl.envs.gym import per_action
+from flowrl.policies import MAX_LOGITS
+from flowrl.runs import ROOT, make_trainer, one_thread, provenance
+
+from .__main__ import matmul_gflops
+
+OUT = ROOT / "data" / "benchmarks"
+CITIES = [f"ERA-v{k}" for k in (1, 2, 3, 4, 5)]
+METHODS = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar", "wol-ddpg")
+ONE_AT_A_TIME = ("iar-a2c", "mask")
+SCALING = ("iar-a2c", "mask", "ar-iar", "factored-iar")
+SIZES = [(2, 10), (3, 10), (4, 10), (5, 10), (6, 10), (8, 10), (10, 10), (8, 32)]  # (D, K): |A| = 10² … 10¹²
+
+
+def one_at_a_time(city: City):
+    """The city's oracle in plain Python, action by action."""
+    hops, pairs, limit = city.hops.tolist(), city.proximity, city.max_hops
+
+    def valid(observation, action) -> bool:
+        here, there = observation[:, 2:].argmax(0), action.tolist()
+        near = limit is None or all(hops[i][j] <= limit for i, j in zip(here, there, strict=True))
+        return near and all(hops[there[i]][there[j]] <= most for i, j, most in pairs)
+
+    return per_action(valid)
+
+
+def chain(resources: int, districts: int) -> City:
+    """A city for the scaling figure: two hops a move, each resource within two hops of the one before."""
+    pairs = [(r, r + 1, 2) for r in range(resources - 1)]
+    return generate(districts, resources, seed=0, max_hops=2, proximity=pairs)
+
+
+def share(city: City) -> float:
+    """The valid share of A, averaged over (at most 4,096) start allocations."""
+    return float(city.valid_counts(city.starts[:4096]).mean() / float(city.districts) ** city.resources)
+
+
+def measure(city: City, method: str, python: bool, seconds: float) -> dict:
+    """Train for a while: seconds an environment step, the median of several windows; peak memory, MB."""
+    one_thread()
+    config = make_config(
+        "ERA-v1", method, {"valid_bonus": 0.1} if method.endswith("iar") or method == "iar-a2c" else {}
+    )
+    env = envs.era.BatchedERA(city, config.n_envs, "cpu", seeded(0, "env"))
+    trainer = make_trainer(config, env, one_at_a_time(city) if python else None)
+    rates, end = [], time.perf_counter() + seconds
+    trainer.step()
+    while time.perf_counter() < end or len(rates) < 3:
+        start, before = time.perf_counter(), trainer.env_steps
+        while trainer.env_steps == before or time.perf_counter() - start < seconds / 10:
+            trainer.step()
+        rates.append((time.perf_counter() - start) / (trainer.env_steps - before))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds_per_step": statistics.median(rates), "peak_mb": peak}
+
+
+def apart(city: City, method: str, python: bool, seconds: float) -> dict:
+    """`measure` in a process of its own."""
+    job = json.dumps({"city": city.to_dict(), "method": method, "python": python, "seconds": seconds})
+    command = [sys.executable, "-m", "benchmarks.cost", "--job", job]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4, help="seconds a measurement (default 4)")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        job = json.loads(args.job)
+        city = City.from_dict(job["city"], "city")
+        print(json.dumps(measure(city, job["method"], job["python"], job["seconds"])))
+        return
+    OUT.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    jobs = [(name, method, False) for name in CITIES for method in METHODS]
+    jobs += [(name, method, True) for name in CITIES for method in ONE_AT_A_TIME]
+    rows = []
+    for name, method, python in tqdm(jobs, desc="seconds a step"):
+        oracle = "one at a time" if python else "batched"
+        found = apart(City.load(name), method, python, args.seconds)
+        rows.append({"environment": name, "method": method, "oracle": oracle} | found)
+    pd.DataFrame(rows).to_csv(OUT / "seconds.csv", index=False, float_format="%.4g")
+    rows = []
+    for resources, districts in tqdm(SIZES, desc="scaling"):
+        city = chain(resources, districts)
+        for method in SCALING:
+            if method != "mask" or city.allocations <= MAX_LOGITS:
+                found = apart(city, method, False, args.seconds)
+                rows.append({"method": method, "resources": resources, "districts": districts,
+                             "actions": city.allocations, "valid_fraction": share(city)} | found)  # fmt: skip
+    pd.DataFrame(rows).to_csv(OUT / "scaling.csv", index=False, float_format="%.4g")
+    rows = []
+    for path in tqdm(sorted((ROOT / "data" / "cities").glob("fraction-*.json")), desc="valid fraction"):
+        found = apart(City.load(path), "iar-a2c", False, args.seconds)
+        rows.append({"environment": path.stem, "valid_fraction": share(City.load(path))} | found)
+    pd.DataFrame(rows).to_csv(OUT / "fraction.csv", index=False, float_format="%.4g")
+    facts = {"matmul_gflops": round(matmul_gflops(), 1)} | provenance(torch.device("cpu"))
+    (OUT / "machine.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
