@@ -47,6 +47,9 @@ COMPUTED = {
         "diagrams exact envs/city envs/draw envs/era",
         "figB_cities.pdf figB_cities.png tabB_environments.csv",
     ),
+    "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
+    "08_cost": ("envs/city search", "figB_scaling.pdf figB_scaling.png"),
+    "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA1.csv tabA2.csv"),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)
@@ -79,6 +82,11 @@ def figures(notebook):
 def modules(notebook):
     """The modules that what a notebook computes depends on."""
     return [f"flowrl/{name}.py" for name in COMPUTED.get(notebook, ("", ""))[0].split()]
+
+
+def benchmarks(notebook):
+    """The timings that a notebook draws."""
+    return sorted(map(str, Path("data/benchmarks").glob("*.csv"))) if notebook == "08_cost" else []
 
 
 def drawn_from(notebook):
@@ -146,6 +154,7 @@ for notebook in NOTEBOOKS:
             "flowrl/records.py",
             "flowrl/stats.py",
             modules(notebook),
+            benchmarks(notebook),
             drawn_from(notebook),
             records(notebook),
             notebook=f"notebooks/{notebook}.ipynb",

@@ -198,14 +198,14 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
 def curves(
     groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
     x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], xlabel: str = "environment steps",
-    log: bool = False,
+    log: bool = False, column: str = "eval_return_mean", ylabel: str = "return of an episode",
 ) -> Figure:  # fmt: skip
-    """A panel a group: return against environment steps, or x; `lines`: returns by name, to draw in a group's panel."""
+    """A panel a group: a column against environment steps, or x; `lines`: values by name to draw in a group's panel."""
     with style():
         width = max(4.2 * len(groups), 5.6)
         fig, axes = plt.subplots(1, len(groups), figsize=(width, 4.4), squeeze=False, layout="constrained")
         for ax, (name, runs) in zip(axes[0], groups.items(), strict=True):
-            learning_curve(ax, runs, x=x).set_title(name, fontweight="bold")
+            learning_curve(ax, runs, column, x=x).set_title(name, fontweight="bold")
             ax.set_xlabel(xlabel)
             if log:
                 ax.set_xscale("log")
@@ -213,7 +213,7 @@ def curves(
                 ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
                 place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
                 ax.annotate(what, (0.02, value), (0, 3), **place)
-        axes[0, 0].set_ylabel("return of an episode")
+        axes[0, 0].set_ylabel(ylabel)
         handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
         fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
                    ncols=min(len(handles), int(width / 2.2)), handlelength=3.2)  # fmt: skip

@@ -25,10 +25,10 @@ EPSILON = 1e-9  # the least improvement worth a move: equal values would go roun
 
 
 def reference(city: City | str | Path) -> dict[str, float | None] | None:
-    """What returns are measured against: `optimal`, `go_and_stay`, `uniform_valid`, `valid_fraction`, each `…_sem`.
+    """What returns are measured against: `optimal`, `go_and_stay`, `uniform_valid` and `valid_fraction`.
 
-    `exact.optimum` where that can be had, with standard errors of 0; else `references`, with `optimal` None (kept in a
-    file for the shipped cities); None for a city that allows neither.
+    `exact.optimum` where that can be had, else `references`, with `optimal` None; None for a city that allows neither.
+    `go_and_stay_sem`, `uniform_valid_sem`: standard errors, 0 where exact. The shipped large cities' are kept in a file.
     """
     city = City.load(city)
     if city.digest in _kept():

@@ -148,9 +148,12 @@ def test_starts():
     assert len(City.from_dict(PATH | {"start": "uniform"}, "path").starts) == 16
 
 
-@pytest.mark.parametrize(("districts", "resources"), [(16, 4), (10, 6), (32, 8)])
-def test_large_cities_start_from_a_sample(districts, resources):
-    city = generate(districts, resources, max_hops=1, proximity=[(r, r + 1, 2) for r in range(resources - 1)])
+CHAIN, TRIANGLE = [(0, 1, 2), (1, 2, 2), (2, 3, 2), (3, 4, 2)], [(0, 1, 2), (0, 2, 2), (1, 2, 2)]
+
+
+@pytest.mark.parametrize(("districts", "resources", "pairs"), [(16, 5, CHAIN), (32, 5, CHAIN), (10, 6, TRIANGLE)])
+def test_large_cities_start_from_a_sample(districts, resources, pairs):
+    city = generate(districts, resources, max_hops=1, proximity=pairs)
     assert city.proximate(city.starts).all() and len(np.unique(city.starts, axis=0)) > 3000
     assert {district for start in city.starts for district in start} == set(range(districts))
 
@@ -161,6 +164,31 @@ def test_the_sampled_starts_are_uniform_over_proximate_allocations():
     share = np.array([(sample == start).all(1).mean() for start in city.starts])
     p = 1 / len(city.starts)
     assert share.sum() == pytest.approx(1) and (abs(share - p) < 4 * np.sqrt(p * (1 - p) / len(sample))).all()  # z < 4
+
+
+TREES = [[(0, 1, 1), (1, 2, 1), (2, 3, 1)], [(3, 1, 1), (0, 1, 2), (2, 0, 0)], [(1, 3, 2)], []]
+
+
+@pytest.mark.parametrize("pairs", TREES, ids=str)
+def test_valid_actions_are_counted_and_drawn_as_enumerated(pairs):
+    city = generate(4, 4, seed=5, max_hops=1, proximity=pairs)
+    actions = np.indices((4,) * 4).reshape(4, -1).T
+    near = city.proximate(actions)
+    valid = city.may_move[actions[:, None], actions].all(2) & near  # (256 allocations, 256 actions)
+    np.testing.assert_array_equal(city.valid_counts(actions), valid.sum(1))
+    n, start = 20_000, int(near.argmax())
+    drawn = city.draw(city.may_move[actions[start]][None].repeat(n, axis=0), np.random.default_rng(0))
+    share = np.bincount(np.ravel_multi_index(drawn.T, (4,) * 4), minlength=256) / n
+    p = valid[start] / valid[start].sum()
+    assert (share[~valid[start]] == 0).all() and (abs(share - p) <= 4.5 * np.sqrt(p * (1 - p) / n)).all()  # z < 4.5
+
+
+def test_valid_actions_are_not_counted_where_resources_are_tied_in_a_ring():
+    ring = generate(5, 3, proximity=[(0, 1, 1), (1, 2, 1), (0, 2, 1)])
+    assert not ring.countable and City.load("ERA-v4").countable
+    with pytest.raises(ValueError, match="ties a resource to several of a lower number") as caught:
+        ring.valid_counts(ring.starts)
+    assert "\n" not in str(caught.value)
 
 
 def test_generator_is_seeded_and_keeps_its_promises():
@@ -202,6 +230,41 @@ def test_the_shipped_cities(version):
     assert version < 3 or optimum(city.tight())["valid_fraction"] <= 0.10
     gain = (exact["go_and_stay"] - exact["uniform_valid"]) / (exact["optimal"] - exact["uniform_valid"])
     assert version < 2 or gain <= 0.93
+
+
+@pytest.mark.parametrize(("resources", "districts"), ship.LARGE)
+def test_the_large_cities(tmp_path, resources, districts):
+    name = f"ERA-L-{resources}x{districts}"
+    city = City.load(name)
+    assert (city.name, city.resources, city.districts) == (name, resources, districts) and name in names()
+    assert f"{name}-tight" not in names()
+    fractions = city.valid_counts(city.starts) / districts**resources
+    assert fractions.mean() < 0.01 and fractions.min() >= 5e-4
+    assert city.proximate(city.starts).all() and len(np.unique(city.starts, axis=0)) > 500  # staying put is valid
+    ship.search_large(resources, districts).to_json(tmp_path / "found.json")
+    assert (tmp_path / "found.json").read_text() == (CITIES / f"{name}.json").read_text()
+
+
+def test_the_cities_by_fraction_are_one_city_and_their_fractions_as_named(tmp_path):
+    cities = ship.by_fraction()
+    assert list(cities) == [1000, 500, 200, 100, 30, 10, 3, 1]
+    assert len(list(ship.FRACTIONS.glob("fraction-*.json"))) == len(cities)
+    tighter, base = (None, 0), cities[1000].to_dict()
+    for thousandths, city in cities.items():
+        city.to_json(tmp_path / "found.json")
+        path = ship.FRACTIONS / f"fraction-{thousandths}.json"
+        assert (tmp_path / "found.json").read_text() == path.read_text()
+        city = City.load(path)
+        assert city.to_dict() == base | {"max_hops": city.max_hops, "proximity": city.proximity}
+        actions = np.indices((10,) * 4).reshape(4, -1).T
+        near = city.proximate(actions)
+        some = city.starts[:: len(city.starts) // 30 or 1]
+        by_hand = [(city.may_move[x, actions].all(1) & near).sum() for x in some]
+        np.testing.assert_array_equal(city.valid_counts(some), by_hand)
+        fraction = city.valid_counts(city.starts).mean() / 10_000
+        assert abs(fraction / (thousandths / 1000) - 1) < 0.17
+        assert fraction < (tighter[0] or 2)
+        tighter = fraction, city
 
 
 def test_the_committed_files_are_what_the_search_finds(tmp_path):

@@ -227,11 +227,15 @@ def test_flat_actions_and_digits():
 
 def test_the_largest_cities_and_beyond():
     exact.optimum(generate(17, 3))  # 4,913 actions
-    assert exact.solvable(generate(10, 4)) and not exact.solvable(generate(17, 4))
+    result = exact.optimum(City.from_dict(generate(20, 3).to_dict() | {"horizon": 5}, "8,000 actions"))
+    assert result["uniform_valid"] < result["go_and_stay"] < result["optimal"]
     with pytest.raises(ValueError, match=r"generated-18x3-0 has 18\^3 actions; exact values are for at most 5000"):
-        exact.optimal_values(generate(18, 3))
-    with pytest.raises(ValueError, match=r"generated-17x4-0 .*exact values are for at most"):
-        exact.optimum(generate(17, 4))
+        exact.states(generate(18, 3))
+    with pytest.raises(ValueError, match=r"generated-2x17-0 has 2\^17 actions; exact values are for at most 65536"):
+        exact.optimum(generate(2, 17))
+    with pytest.raises(ValueError, match="takes 202000000 additions a step; exact values are for at most 100000000"):
+        exact.optimum(generate(100, 2))
+    assert exact.solvable("ERA-L-4x16") and not exact.solvable("ERA-L-6x10")
 
 
 def test_results_are_cached_by_content_and_cannot_be_spoilt():
