@@ -21,7 +21,7 @@ from . import envs
 from .a2c import Rollout, Trainer, seeded
 from .config import A2C_METHODS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
-from .policies import MAX_LOGITS
+from .policies import MAX_LOGITS, POLICIES
 from .runs import make_device, one_thread
 
 ACTION_LIMIT = 2**63  # actions are numbered in int64
@@ -131,8 +131,8 @@ def fit(
     gymnasium environment (Discrete or MultiDiscrete actions), or a batched environment as `Trainer` takes it.
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S), or `per_action` of a function that judges one action;
     None: the city's or batched environment's own, every action of a gymnasium environment. method, settings: as on
-    the command line (`python -m flowrl list --settings`); a batched environment says n_envs and device itself.
-    Everything drawn is seeded by `seed`. Raises ValueError; NoValidActionError.
+    the command line (`python -m flowrl list --settings`), but for Wol-DDPG, which asks no oracle; a batched environment
+    says n_envs and device itself. Everything drawn is seeded by `seed`. Raises ValueError; NoValidActionError.
     """
     choose("method", method, A2C_METHODS)
     batched = all(hasattr(env, name) for name in ("action_sizes", "observation_shape", "n_envs", "step", "valid"))
@@ -141,6 +141,7 @@ def fit(
             raise ValueError(f"a batched environment has n_envs ({env.n_envs}) and device ({env.device}) of its own")
         settings["n_envs"] = env.n_envs
     config = make_config(_name(env), method, settings | {"steps": steps, "seed": seed})
+    choose("policy", config.policy, POLICIES)
     if oracle is not None and not callable(oracle):
         raise ValueError(f"the oracle is {type(oracle).__name__}; it must be a function, or None")
     if not batched:

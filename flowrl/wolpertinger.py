@@ -167,8 +167,8 @@ class WolpertingerTrainer(Trainer):
         self.parameters = {"actor": flat_parameters(self.policy), "critic": flat_parameters(self.critic)}
         self.targets = {"actor": flat_parameters(self.target_policy), "critic": flat_parameters(self.target_critic)}
         self.optimisers = {
-            "actor": torch.optim.Adam([self.parameters["actor"]], lr=config.actor_lr, fused=True),
-            "critic": torch.optim.Adam([self.parameters["critic"]], lr=config.critic_lr, fused=True),
+            "actor": torch.optim.Adam([self.parameters["actor"]], lr=config.actor_lr),
+            "critic": torch.optim.Adam([self.parameters["critic"]], lr=config.critic_lr),
         }
         self.sizes = torch.tensor(env.action_sizes, device=env.device)
         self.k = n_neighbours(env.action_sizes, config.neighbours_share, config.max_neighbours)

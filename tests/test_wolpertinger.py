@@ -13,6 +13,7 @@ from torch import Tensor
 from flowrl import envs, runs
 from flowrl.config import ConfigError, make_config
 from flowrl.envs.era import Step
+from flowrl.fit import fit
 from flowrl.policies import to_digits, to_flat
 from flowrl.rejection import all_actions
 from flowrl.wolpertinger import Replay, WolpertingerTrainer, n_neighbours, nearest
@@ -391,6 +392,18 @@ def test_a_record_is_the_same_when_stopped_and_resumed(tmp_path):
     assert 0 < rate < 1 and (curves[0]["oracle_calls"] == 0).all()
     found = runs.evaluate_checkpoint(tmp_path / "whole" / "ERA-v1" / "wol-ddpg" / "seed0")
     assert found["return_mean"] == whole["final_return_mean"] and "exact_return" not in found
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ({"method": "wol-ddpg"}, "method 'wol-ddpg'"),
+        ({"policy": "wolpertinger", "latent_kl": 0}, "policy 'wolpertinger'"),
+    ],
+)
+def test_fit_is_for_methods_that_ask_an_oracle(how, words):
+    with pytest.raises(ConfigError, match=f"unknown {words}; choose one of: "):
+        fit("ERA-v1", steps=0, progress=False, **how)
 
 
 @pytest.mark.parametrize(
