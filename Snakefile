@@ -49,6 +49,7 @@ COMPUTED = {
     ),
     "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": ("envs/city search", "figB_scaling.pdf figB_scaling.png"),
+    "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png"),
     "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA1.csv tabA2.csv"),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
