@@ -121,12 +121,17 @@ def _optimum(args) -> None:
 
 
 def _evaluate(args) -> None:
+    if args.episodes == 0:
+        raise config.ConfigError("--episodes is 0; it must be at least 1")
     found = runs.evaluate_checkpoint(args.record, args.episodes, args.device)
     print(json.dumps(found) if args.json else "\n".join(f"{key:15} {value}" for key, value in found.items()))
 
 
 def _generate(args) -> None:
-    envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops).to_json(args.out)
+    if args.out.suffix != ".json":
+        raise config.ConfigError(f"--out is {args.out}; it must end in .json, as environments are told apart by it")
+    pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
+    envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair).to_json(args.out)
     print(f"{args.out}: {args.districts} districts, {args.resources} resources")
 
 

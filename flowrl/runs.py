@@ -39,6 +39,7 @@ from .wolpertinger import WolpertingerTrainer
 SCHEMA = 1
 CHECKPOINT_SECONDS = 30
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
+MASK_TABULATED = 1_000  # |A| up to which MASK's policy is tabulated as it is, not from draws
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium")
 
@@ -238,9 +239,9 @@ def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16)
 
 
 def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """π' in every reachable state of a city: flat actions and weights (X, K + 1, n); n = EXACT_DRAWS, |A| for MASK.
+    """π' in every reachable state of a city: flat actions and weights (X, K + 1, n).
 
-    Rows where no draw is valid hold what `decide` executes there.
+    n is EXACT_DRAWS, for MASK |A| where that is small. Rows where no draw is valid hold what `decide` executes there.
     """
     policy, sizes = trainer.policy, trainer.policy.sizes
     reachable = torch.from_numpy(exact.reachable(city)).repeat_interleave(city.districts + 1)
@@ -249,7 +250,7 @@ def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 12
     for observation in observations.split(chunk):
         decision, _ = trainer.decide(observation, generator)
         features = policy.features(observation, decision.mask)
-        if decision.mask is not None:
+        if decision.mask is not None and decision.mask.shape[1] <= MASK_TABULATED:
             flat = torch.arange(decision.mask.shape[1], device=trainer.device).expand(len(observation), -1)
             weight = features.exp()
         else:
@@ -280,7 +281,7 @@ class Run:
         _writable(self.path.parent)
         self.rows: list[dict] = []
         self.wall_s = self.train_s = 0.0
-        self.started = _now()
+        self.started, self.made_with = _now(), provenance(self.device)
         self.stop = False
 
     # the checkpoint: everything, so that a resumed run's record is the same
@@ -290,7 +291,8 @@ class Run:
             "schema": SCHEMA, "finished": finished, "config_hash": self.config.hash(),
             "config": dataclasses.asdict(self.config),
             "label": self.label, "trainer": self.trainer.state_dict(), "rows": self.rows, "wall_s": self.wall_s,
-            "train_s": self.train_s, "started": self.started, "violations": self.evaluator.violations,
+            "train_s": self.train_s, "started": self.started, "made_with": self.made_with,
+            "violations": self.evaluator.violations,
         }  # fmt: skip
         with _replacing(_with_suffix(self.path, ".pt")) as temporary:
             torch.save(state, temporary)
@@ -306,6 +308,9 @@ class Run:
         self.trainer.load_state_dict(state["trainer"])
         self.rows, self.wall_s, self.train_s = state["rows"], state["wall_s"], state["train_s"]
         self.started, self.evaluator.violations = state["started"], state["violations"]
+        if state["made_with"]["commit"] != self.made_with["commit"]:  # partly made by other code than it says
+            state["made_with"]["dirty"] = True
+        self.made_with = state["made_with"]
         return True
 
     def train(self, progress: bool = True) -> dict:
@@ -406,7 +411,7 @@ class Run:
             "config": dataclasses.asdict(config), **finals, "reference": known,
             "env_steps": trainer.env_steps, "wall_s": round(self.wall_s, 3), "train_s": round(self.train_s, 3),
             "env_steps_per_s": round(trainer.env_steps / self.train_s, 1) if self.train_s else None,
-            "started": self.started, "ended": _now(), **provenance(self.device),
+            "started": self.started, "ended": _now(), **self.made_with,
         }  # fmt: skip
 
 
@@ -451,6 +456,8 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
         raise RecordError(f"{weights} is not there; make it: python -m flowrl train {again} --out DIR")
     state = load_checkpoint(weights, chosen)
     config = TrainConfig(**state["config"])
+    if _with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
+        raise RecordError(f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}")
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
     trainer = make_trainer(config, env)
     trainer.load_state_dict(state["trainer"])

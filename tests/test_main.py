@@ -121,3 +121,23 @@ def test_list_names_environments_methods_experiments(capsys):
 def test_help_is_there(capsys, command):
     status, said, _ = run(capsys, *command, "--help")
     assert status == 0 and "usage" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["evaluate", "seed0.json", "--episodes", "0"], ["--episodes is 0", "at least 1"]),
+        (["generate", "--districts", "5", "--out", "city.txt"], ["city.txt", ".json"]),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(capsys, tmp_path, monkeypatch, words, named):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = run(capsys, *words)
+    assert status == 2 and len(error.strip().splitlines()) == 1 and all(word in error for word in named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_city_of_one_resource(capsys, tmp_path):
+    path = tmp_path / "one.json"
+    assert run(capsys, "generate", "--districts", 5, "--resources", 1, "--out", path)[0] == 0
+    assert City.load(path).proximity == []

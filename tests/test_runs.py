@@ -153,3 +153,21 @@ def test_a_killed_write_leaves_no_record(tmp_path, monkeypatch):
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ConfigError, match="device 'tpu' is not there; choose one of: auto, cpu"):
         runs.make_device("tpu")
+
+
+def test_a_record_is_of_the_code_that_its_run_began_with(tmp_path, monkeypatch):
+    """Gone on with under another commit, the record names the first one and says that there were changes."""
+    run = runs.Run(small(), tmp_path)
+    run.made_with = run.made_with | {"commit": "a" * 40, "dirty": False}
+    run.save()
+    facts = runs.train(small(), tmp_path, progress=False)
+    assert (facts["commit"], facts["dirty"]) == ("a" * 40, True)
+
+
+def test_weights_of_another_configuration_are_not_evaluated(tmp_path):
+    runs.train(small(), tmp_path / "a", progress=False)
+    runs.train(small(entropy=0.2), tmp_path / "b", progress=False)
+    one, other = (tmp_path / name / "ERA-v1" / "iar-a2c" for name in "ab")
+    (other / "seed0.pt").replace(one / "seed0.pt")
+    with pytest.raises(runs.RecordError, match="weights of another configuration"):
+        runs.evaluate_checkpoint(one / "seed0.json")
