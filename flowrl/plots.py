@@ -215,11 +215,11 @@ def curves(
                 ax.annotate(what, (0.02, value), (0, 3), **place)
         axes[0, 0].set_ylabel(ylabel)
         handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
-        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
-                   ncols=min(len(handles), int(width / 2.2)), handlelength=3.2)  # fmt: skip
+        fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
+                   loc="outside upper center", ncols=min(len(handles), int(width / 2.2)), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
         colour = WARNING if any(run.stale for run in runs) else GREY
-        fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)
+        fig.supxlabel(textwrap.fill(caption(runs, markers=False), int(width * 15)), fontsize=8, color=colour)
     return fig
 
 
@@ -255,7 +255,7 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
         fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
                    ncols=len(handles), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
-        text = caption(runs) + " Seconds a step of every method were timed apart, alone on one machine."
+        text = caption(runs, markers=False) + " Seconds a step of every method were timed apart, alone on one machine."
         fig.supxlabel(textwrap.fill(text, 210), fontsize=8, color=WARNING if any(r.stale for r in runs) else GREY)
     return fig
 

@@ -10,6 +10,7 @@ from .runs import ROOT, RecordError, read_record
 from .stats import normalised_score
 
 EXPERIMENTS = ROOT / "experiments.yaml"
+NOTE = "; markers: each seed's final policy"
 
 
 class Record(NamedTuple):
@@ -92,7 +93,7 @@ def _commit(facts: dict) -> str:
     return (facts["commit"] or "none")[:7] + "+" * facts["dirty"]
 
 
-def caption(records: list[Record]) -> str:
+def caption(records: list[Record], markers: bool = True) -> str:
     """What a figure must say of its records: scale, seeds, steps, episodes, commits; a warning where some are stale."""
     seeds = [len(group) for runs in by_environment(records).values() for group in by_label(runs).values()]
     configs = [record.facts["config"] for record in records]
@@ -102,7 +103,7 @@ def caption(records: list[Record]) -> str:
         f"{_span(config['steps'] for config in configs)} environment steps, evaluated every "
         f"{_span(config['eval_every'] for config in configs)} steps over {_span(c['eval_episodes'] for c in configs)} "
         f"episodes and at the end over {_span(c['final_episodes'] for c in configs)}. "
-        "Line: interquartile mean over seeds; band: its 95 % bootstrap interval; markers: each seed's final policy. "
+        f"Line: interquartile mean over seeds; band: its 95 % bootstrap interval{NOTE * markers}. "
         f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
     )
     stale = sorted({f"{r.facts['label']} on {r.facts['environment']}" for r in records if r.stale})

@@ -275,3 +275,12 @@ def test_experiments_are_drawn_by_a_notebook_that_names_them():
     for name, experiment in experiments(EXPERIMENTS).items():
         text = json.dumps(nbformat.read(ROOT / "notebooks" / f"{experiment['notebook']}.ipynb", 4))
         assert f'\\"{name}\\"' in text
+
+
+def test_the_readmes_links_lead_somewhere():
+    """Files of the project, and no placeholder left behind."""
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert len(links) > 20
+    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not re.search(r"TODO|TBD|XXX|not isolated yet", text)
