@@ -147,7 +147,7 @@ def test_posterior_is_a_density_on_its_region(posterior):
         assert abs(z_scores(w[0, a].sigmoid(), (q * (log_p - log_q).sigmoid()).sum())) < Z_BOUND
 
 
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("name", ["gaussian", "additive", "affine"])
 def test_estimates_of_log_prob_approach_the_truth_from_below(name):
     """E[ELBO] < E[IWAE_8] < E[IWAE_1000] ≈ log π, from a posterior that was never fitted."""
     policy = make(FlowPolicy, (3,), estimator="iwae", n_posterior=8, **FLOWS[name])
