@@ -67,8 +67,9 @@ class CNNEncoder(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observation (B, ≥ planes, height, width) uint8 → (B, hidden)."""
-        # white is 0: most of a picture is background, which should not drown the rest
-        return self.net(1 - observation[:, : self.planes].float() / 255)
+        pixels = observation[:, : self.planes].float()
+        # 1 − x/255, in place: white is 0, as most of a picture is background, which should not drown the rest
+        return self.net(pixels.mul_(-1 / 255).add_(1))
 
 
 def make_encoder(env, hidden: int) -> nn.Module:

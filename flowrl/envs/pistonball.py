@@ -68,6 +68,7 @@ class PistonballEnv(gymnasium.Env):
         self.n_pistons, self.constrained, self.render_mode = PISTONS[name], name.endswith("-cstr"), render_mode
         # without a render mode PettingZoo never draws, and the picture would stand still
         self._raw = pistonball.raw_env(self.n_pistons, continuous=False, max_cycles=HORIZON, render_mode="rgb_array")
+        del self._raw.state_space, self._raw.observation_spaces  # nobody asks; their bounds fill 2.5 MB an environment
         self._small = pygame.Surface((SIDE, SIDE), 0, self._raw.screen)
         self.observation_space = Box(0, 255, (FRAMES + self.constrained, SIDE, SIDE), np.uint8)
         self.action_space = MultiDiscrete([3] * self.n_pistons)
@@ -161,7 +162,7 @@ def _row(name: str) -> np.dtype:
             ("truncated", np.bool_),
             ("refused", np.bool_),
             ("observation", np.uint8, planes),
-            ("final_observation", np.uint8, planes),
+            ("final_observation", np.uint8, planes),  # of the last episode that ended
         ],
         align=True,
     )
@@ -175,12 +176,11 @@ def _begin(env: PistonballEnv, row: np.void) -> None:
 def _step(env: PistonballEnv, row: np.void) -> None:
     row["history"][row["time"]] = row["action"]
     row["time"] += 1
-    row["final_observation"], row["reward"], row["terminated"], row["truncated"], info = env.step(row["action"])
+    row["observation"], row["reward"], row["terminated"], row["truncated"], info = env.step(row["action"])
     row["refused"] = not info["valid"]
     if row["terminated"] or row["truncated"]:
+        row["final_observation"] = row["observation"]
         _begin(env, row)
-    else:
-        row["observation"] = row["final_observation"]
 
 
 def _replay(env: PistonballEnv, row: np.void) -> None:
@@ -287,7 +287,11 @@ class BatchedPistonball:
         self._tell("step")
         self.refused = self._tensor("refused")
         self.violations += self.refused.sum()
-        return Step(*(self._tensor(name) for name in Step._fields))
+        observation, reward, terminated, truncated = map(self._tensor, Step._fields[:4])
+        ended, final = terminated | truncated, observation
+        if ended.any():
+            final = torch.where(ended[:, None, None, None], self._tensor("final_observation"), observation)
+        return Step(observation, reward, terminated, truncated, final)
 
     def valid(self, observation: Tensor, actions: Tensor) -> Tensor:
         """The oracle: observation (B, 4 or 5, 96, 96), actions (B, S, n_pistons) int64 → (B, S) bool.
