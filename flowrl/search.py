@@ -28,7 +28,7 @@ def reference(city: City | str | Path) -> dict[str, float | None] | None:
     """What returns are measured against: `optimal`, `go_and_stay`, `uniform_valid` and `valid_fraction`.
 
     `exact.optimum` where that can be had, else `references`, with `optimal` None; None for a city that allows neither.
-    `go_and_stay_sem`, `uniform_valid_sem`: standard errors, 0 where exact. Those of the shipped cities are kept.
+    `go_and_stay_sem`, `uniform_valid_sem`: standard errors, 0 where exact. The shipped large cities' are on file.
     """
     city = City.load(city)
     if city.digest in _kept():

@@ -41,7 +41,7 @@ class Injected(ERAEnv):
         return self.draws.pop(0)
 
 
-@pytest.mark.parametrize("city", ["ERA-v4", "ERA-v5-tight", "ERA-v1-free", UNUSUAL], ids=str)
+@pytest.mark.parametrize("city", ["ERA-v4", "ERA-v5-tight", "ERA-v1-free", "ERA-L-8x32", UNUSUAL], ids=str)
 def test_the_three_simulators_agree_step_by_step(city):
     B, steps, rng = 4, 230, np.random.default_rng(0)
     batched, vector, singles = BatchedERA(city, B), ERAVectorEnv(B, city), [Injected(city) for _ in range(B)]

@@ -223,6 +223,9 @@ def test_flat_actions_and_digits():
     assert [tuple(row) for row in digits.tolist()] == list(product(*map(range, sizes)))
     assert torch.equal(to_flat(digits, sizes), flat)
     assert to_digits(flat.view(2, 15), sizes).shape == (2, 15, 3)
+    last = torch.tensor([32**8 - 1, 32**7])  # ERA-L-8x32: past 32 bits
+    assert to_digits(last, (32,) * 8).tolist() == [[31] * 8, [1] + [0] * 7]
+    assert torch.equal(to_flat(to_digits(last, (32,) * 8), (32,) * 8), last)
 
 
 def test_the_largest_cities_and_beyond():
