@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flowrl import config
 
@@ -116,6 +117,69 @@ def test_a_bad_setting_in_experiments_names_experiment_and_run(tmp_path):
     )
     with pytest.raises(config.ConfigError, match=r"experiment x, run bad: unknown setting 'n_drwas'"):
         config.runs(path, "x", "quick")
+
+
+SCALES = "scales: {smoke: {seeds: 1, steps: 64}, quick: {seeds: 3, steps: 640}, paper: {seeds: 5, steps: 6400}}\n"
+
+
+def experiments_file(tmp_path, **keys):
+    """experiments.yaml with one experiment, x: `keys` beside what every experiment needs."""
+    experiment = {"title": "t", "notebook": "n", "environments": ["ERA-v1"], "runs": {"mask": None}} | keys
+    path = tmp_path / "experiments.yaml"
+    path.write_text(SCALES + yaml.safe_dump({"experiments": {"x": experiment}}))
+    return path
+
+
+def test_scales_beat_settings_and_a_run_beats_both(tmp_path):
+    path = experiments_file(
+        tmp_path,
+        settings={"entropy": 0.2, "gamma": 0.5, "hidden": 8, "steps": 7},
+        scales={"paper": {"steps": 9, "seeds": 2, "gamma": 0.6}},
+        runs={"mask": {"hidden": 16}, "ar-iar": None},
+    )
+    found = {scale: config.runs(path, "x", scale) for scale in config.SCALES}
+    assert {scale: len(runs) for scale, runs in found.items()} == {"smoke": 2, "quick": 6, "paper": 4}
+    for scale, steps, gamma in [("smoke", 64, 0.5), ("quick", 640, 0.5), ("paper", 9, 0.6)]:
+        made = {(run.config.steps, run.config.gamma, run.config.entropy) for run in found[scale]}
+        assert made == {(steps, gamma, 0.2)}
+        assert {run.label: run.config.hidden for run in found[scale]} == {"mask": 16, "ar-iar": 8}
+
+
+def test_seeds_of_a_run_are_at_most_the_scales(tmp_path):
+    path = experiments_file(tmp_path, runs={"mask": {"seeds": 2}, "ar-iar": {"seeds": 4}, "factored-iar": None})
+    for scale, expected in [("smoke", [1, 1, 1]), ("quick", [2, 3, 3]), ("paper", [2, 4, 5])]:
+        runs = config.runs(path, "x", scale)
+        seeds = {label: [run.config.seed for run in runs if run.label == label] for label in dict.fromkeys(
+            run.label for run in runs)}  # fmt: skip
+        assert list(seeds.values()) == [list(range(n)) for n in expected]
+
+
+def test_titles_name_runs_and_change_nothing_else(tmp_path):
+    plain = experiments_file(tmp_path, runs={"mask": None, "mine": {"method": "mask"}})
+    untitled = config.runs(plain, "x", "smoke")
+    (tmp_path / "titled").mkdir()
+    path = experiments_file(tmp_path / "titled", runs={"mask": {"title": "the mask"}, "mine": {"method": "mask"}})
+    assert config.titles(path, "x") == {"mask": "the mask", "mine": "mine"}
+    assert config.runs(path, "x", "smoke") == untitled
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"colour": "red"}, ["experiment x", "'colour'", "environments, notebook, runs, title", "scales, settings"]),
+        ({"scales": {"huge": {"steps": 1}}}, ["experiment x", "'huge'", "smoke, quick, paper"]),
+        ({"settings": {"speed": 1}}, ["experiment x, run mask", "'speed'", "n_draws"]),
+        ({"scales": {"quick": {"speed": 1}}}, ["experiment x, run mask", "'speed'", "n_draws"]),
+        ({"runs": {"mine": None}}, ["experiment x, run mine", "unknown method 'mine'", "wol-ddpg"]),
+    ],
+)
+def test_a_wrong_key_in_an_experiment_is_refused_by_name(tmp_path, keys, words):
+    path = experiments_file(tmp_path, **keys)
+    with pytest.raises(config.ConfigError) as caught:
+        config.runs(path, "x", "quick")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in [str(path), *words]), message
 
 
 @pytest.mark.parametrize("method", config.NO_CONSTRAINTS)

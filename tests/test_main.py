@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from flowrl import exact
+from flowrl import exact, search
 from flowrl.__main__ import main
+from flowrl.config import DESCRIBED_METHODS, experiments
 from flowrl.envs.city import City
+from flowrl.runs import ROOT
 
 QUICK = ["--quiet", "--set", "n_envs=8", "--set", "final_episodes=2", "--set", "eval_episodes=2"]
 
@@ -108,6 +110,41 @@ def test_optimum_prints_the_exact_returns(capsys):
     assert set(json.loads(said)) == {"optimal", "go_and_stay", "uniform_valid", "valid_fraction"}
     status, said, _ = run(capsys, "optimum", "ERA-v2")
     assert status == 0 and len(said.splitlines()) == 4
+
+
+def test_optimum_of_a_game_is_that_of_policies_without_memory(capsys):
+    status, said, _ = run(capsys, "optimum", "ERA-Partial", "--json")
+    assert status == 0
+    found = json.loads(said)
+    assert found == exact.partial_reference("ERA-Partial")
+    # each step serves the incident with chance 1/3 or 1/9, or by one of nine uniform actions: 100 steps of 10
+    by_hand = {"optimal": 1000 / 3, "factored": 1000 / 9, "uniform_valid": 1000 / 9, "valid_fraction": 1}
+    assert found == pytest.approx(by_hand)
+
+
+def test_optimum_of_a_large_city_is_what_search_found(capsys):
+    known = search.reference("ERA-L-6x10")
+    status, said, _ = run(capsys, "optimum", "ERA-L-6x10", "--json")
+    assert status == 0 and json.loads(said) == known
+    status, said, _ = run(capsys, "optimum", "ERA-L-6x10")
+    shown = dict(line.split()[:2] for line in said.splitlines())
+    assert status == 0 and shown["optimal"] == "unknown"
+    assert float(shown["go_and_stay"]) == pytest.approx(known["go_and_stay"], abs=1e-4)
+
+
+def test_no_optimum_is_known_for_control(capsys):
+    status, said, error = run(capsys, "optimum", "CartPole-v1")
+    assert status == 2 and not said
+    assert error == "flowrl: no optimum is known for CartPole-v1; it is for the cities and the hidden incidents\n"
+
+
+def test_list_describes_every_method_and_experiment(capsys):
+    lines = [line.split(None, 1) for line in run(capsys, "list")[1].splitlines() if line.startswith("  ")]
+    said = dict(line for line in lines if len(line) == 2)
+    for name, (described, _) in DESCRIBED_METHODS.items():
+        assert said[name] == described
+    for name, experiment in experiments(ROOT / "experiments.yaml").items():
+        assert said[name] == experiment["title"]
 
 
 def test_list_names_environments_methods_experiments(capsys):

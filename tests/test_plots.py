@@ -4,12 +4,13 @@ import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from flowrl import plots
-from flowrl.config import METHODS
-from flowrl.records import by_environment, by_label, load
+from flowrl.config import METHODS, experiments, titles
+from flowrl.records import EXPERIMENTS, Record, by_environment, by_label, load
 from flowrl.stats import iqm
 
 
@@ -72,7 +73,9 @@ def test_learning_curve_draws_the_iqm_of_each_label(v1):
 def test_final_scores_draws_the_exact_return_of_every_seed(v1):
     ax = plots.final_scores(plt.subplots()[1], v1)
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
-    np.testing.assert_allclose(drawn, [run.facts["final_exact_return"] for run in v1])
+    facts = [run.facts for run in v1]
+    known = [f["final_return_mean" if f["label"] == "wol-ddpg" else "final_exact_return"] for f in facts]
+    np.testing.assert_allclose(drawn, known)
     without = [run._replace(facts=run.facts | {"final_exact_return": None, "final_return_mean": -1.0}) for run in v1]
     ax = plots.final_scores(plt.subplots()[1], without)
     assert {y for line in ax.lines for y in line.get_ydata()} == {-1.0}
@@ -107,6 +110,106 @@ def test_environments_fills_columns_legend_and_caption(fake_records):
     assert [ax.get_title() for ax in fig.axes[:4]] == list(groups)
     assert len(fig.legends[0].texts) == len({run.facts["label"] for runs in groups.values() for run in runs})
     assert fig.get_supxlabel().startswith("Scale quick: 3 seeds")
+
+
+def test_variants_look_different_and_methods_keep_theirs():
+    for name in experiments(EXPERIMENTS):
+        looks = plots.variants(titles(EXPERIMENTS, name))
+        assert [look.name for look in looks.values()] == list(titles(EXPERIMENTS, name).values())
+        for field in ("colour", "dashes", "marker"):
+            assert len({getattr(look, field) for look in looks.values()}) == len(looks), (name, field)
+    looks = plots.variants({"first": "1st", "mask": "the mask", "second": "2nd"})
+    assert looks["mask"] == plots.METHODS["mask"]._replace(name="the mask")
+    assert looks["first"].colour == plots.METHODS["iar-a2c"].colour  # ours leads where it is not among them
+    assert looks["second"].colour == plots.METHODS["iar-a2c-paper"].colour
+
+
+def record(label, xs, ys, environment="ERA-v4", final=-20.0, exact=None, **columns):
+    """A record by hand, its reference such that returns of −20 and −70 score 1 and 0."""
+    curve = pd.DataFrame({"env_steps": [0, 10, 20], "eval_return_mean": ys, "oracle_calls": xs} | columns)
+    settings = {"steps": 20, "eval_every": 10, "eval_episodes": 4, "final_episodes": 8, "seed": 0}
+    facts = {
+        "environment": environment, "label": label, "config": settings, "commit": None, "dirty": False,
+        "final_return_mean": final, "final_exact_return": exact,
+        "reference": {"optimal": -20.0, "go_and_stay": -30.0, "uniform_valid": -70.0},
+    }  # fmt: skip
+    return Record(curve, facts, "quick", False)
+
+
+def test_learning_curve_against_x_in_given_looks():
+    """Two seeds that ask at different paces: on the grid of the first, as far as both go, the second in between."""
+    runs = [record("mask", [0, 40, 80], [0, 1, 2]), record("mask", [0, 60, 120], [0, 3, 6])]
+    looks = plots.variants({"mask": "a mask"})
+    ax = plots.learning_curve(plt.subplots()[1], runs, looks=looks, x=lambda run: run.curve["oracle_calls"])
+    (line,) = ax.lines
+    np.testing.assert_allclose(line.get_xdata(), [0, 40, 80])
+    np.testing.assert_allclose(line.get_ydata(), [0, (1 + 2) / 2, (2 + 4) / 2])
+    assert line.get_label() == "a mask"
+
+
+def test_curves_draws_a_panel_a_group_with_its_lines():
+    groups = {"one": [record("iar-a2c", [0, 1, 2], [0, 1, 2], grad=[5, 6, 7])],
+              "two": [record("ar", [0, 1, 2], [3, 4, 5], grad=[8, 9, 10])]}  # fmt: skip
+    calls = {"x": lambda run: run.curve["oracle_calls"], "xlabel": "questions", "log": True}
+    fig = plots.curves(groups, "Title", {"two": {"best": 4.5, "worst": 1.0}}, column="grad", ylabel="norm", **calls)
+    left, right = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [5, 6, 7])
+    np.testing.assert_allclose(left.lines[0].get_xdata(), [0, 1, 2])
+    assert (left.get_ylabel(), right.get_xlabel(), right.get_xscale()) == ("norm", "questions", "log")
+    assert len(left.lines) == 1 and [line.get_ydata()[0] for line in right.lines[1:]] == [4.5, 1.0]
+    assert [text.get_text() for text in right.texts] == ["best", "worst"]
+    assert [text.get_text() for text in fig.legends[0].texts] == ["IAR-A2C (ours)", "AR"]
+    assert fig.legends[0].get_title().get_text() == "Title"
+
+
+def test_costs_scales_steps_by_the_seconds_of_a_step():
+    """Wol-DDPG asks no oracle; only what was timed one action at a time has a curve in the last panel."""
+    runs = [record("iar-a2c", [0, 640, 1280], [-70, -40, -30]), record("ar-iar", [0, 160, 320], [-70, -60, -50]),
+            record("wol-ddpg", [0, 0, 0], [-90, -80, -75])]  # fmt: skip
+    paces = [("iar-a2c", "batched", 0.1), ("ar-iar", "batched", 0.2), ("wol-ddpg", "batched", 0.4),
+             ("iar-a2c", "one at a time", 3.0)]  # fmt: skip
+    columns = ["environment", "method", "oracle", "seconds_per_step"]
+    seconds = pd.DataFrame([("ERA-v4", *pace) for pace in paces], columns=columns)
+    fig = plots.costs({"ERA-v4": runs}, seconds, "Title")
+    names = {run.facts["label"]: plots.METHODS[run.facts["label"]].name for run in runs}
+    drawn = [{line.get_label(): list(line.get_xdata()) for line in ax.lines} for ax in fig.axes]
+    drawn = [{label: panel[name] for label, name in names.items() if name in panel} for panel in drawn]
+    assert drawn[0] == dict.fromkeys(names, [0, 10, 20])
+    assert drawn[1] == {"iar-a2c": [0, 640, 1280], "ar-iar": [0, 160, 320]}
+    assert drawn[2] == {"iar-a2c": [0, 1, 2], "ar-iar": [0, 2, 4], "wol-ddpg": [0, 4, 8]}
+    assert drawn[3] == {"iar-a2c": [0, 30, 60]}
+    assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
+
+
+def test_final_strip_shows_exact_scores_their_mean_and_the_plateau():
+    runs = [record("a", [0] * 3, [0] * 3, exact=-30.0), record("a", [0] * 3, [0] * 3, exact=-25.0),
+            record("b", [0] * 3, [0] * 3, final=-45.0), record("b", [0] * 3, [0] * 3, final=-700.0)]  # fmt: skip
+    ax = plots.final_strip(plt.subplots()[1], runs, plots.variants({"a": "A", "b": "B"}))
+    seeds_a, mean_a, seeds_b, mean_b, stay, optimum = (line.get_xdata() for line in ax.lines)
+    np.testing.assert_allclose(seeds_a, [0.8, 0.9])
+    np.testing.assert_allclose(mean_a, 0.85)
+    np.testing.assert_allclose(seeds_b, [0.5, -0.05])  # what lies far below random is shown at the edge
+    np.testing.assert_allclose(mean_b, -0.05)
+    assert (stay[0], optimum[0]) == (0.8, 1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
+    low, high = ax.get_ylim()
+    assert low > high  # the first run on top, as in the legend
+
+
+def test_ablation_shows_return_the_column_and_the_final_scores():
+    runs = [
+        record("a", [0] * 3, [-70, -50, -30], grad=[1, 2, 3]),
+        record("b", [0] * 3, [-70, -60, -50], grad=[4, 5, 6]),
+    ]
+    fig = plots.ablation(runs, {"a": "one", "b": "two"}, "Title", "grad", "norm", log=True)
+    left, middle, right = fig.axes
+    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[-70, -50, -30], [-70, -60, -50]])
+    np.testing.assert_allclose([line.get_ydata() for line in middle.lines], [[1, 2, 3], [4, 5, 6]])
+    assert (middle.get_ylabel(), middle.get_yscale()) == ("norm", "log")
+    assert [text.get_text() for text in fig.legends[0].texts] == ["one", "two"]
+    assert right.get_xlabel() == "final normalised score"
+    assert fig.get_supxlabel().startswith("Scale quick: 1 seed")
 
 
 def test_equal_figures_are_equal_bytes(v1, tmp_path):

@@ -15,8 +15,27 @@ def test_load_in_order(fake_records):
     assert not any(record.stale for record in records)
     table = final_scores(records)
     assert len(table) == len(records) == len(runs(EXPERIMENTS, "fig5", "quick"))
-    assert table.notna().all().all()
+    known = table.drop(columns=["exact_return", "exact_score"])
+    assert known.notna().all().all()
+    assert (table["exact_score"].isna() == (table["run"] == "wol-ddpg")).all()
     assert set(table["scale"]) == {"quick"}
+
+
+def test_exact_score_is_the_exact_return_between_random_and_optimum(fake_records):
+    reference = {"optimal": -20.0, "go_and_stay": -25.0, "uniform_valid": -70.0}
+    facts = {"final_exact_return": -30.0, "final_return_mean": -20.0, "final_normalised": 1.0, "reference": reference}
+    table = final_scores(load("unseen", fake_records("unseen", "smoke", **facts), "smoke"))
+    assert table["exact_score"].tolist() == [0.8, 0.8]
+    assert table["normalised"].tolist() == [1, 1]
+
+
+def test_scores_of_what_has_no_reference_are_missing(fake_records):
+    table = final_scores(load("figA2a", fake_records("figA2a", "smoke"), "smoke"))
+    unknown = ["optimum", "normalised", "exact_return", "exact_score", "plateau_gain"]
+    assert table[unknown].isna().all().all()
+    assert table.drop(columns=unknown).notna().all().all()
+    table = final_scores(load("figB_large", fake_records("figB_large", "smoke"), "smoke"))  # no optimum, but others
+    assert table[unknown].isna().all().all()
 
 
 def test_auto_is_the_largest_complete_scale(fake_records, tmp_path):

@@ -89,3 +89,21 @@ def test_scores():
     returns = np.array([-70.0, -25.0, -20.0, -22.5])
     np.testing.assert_allclose(normalised_score(returns, reference), [0, 0.9, 1, 0.95])
     np.testing.assert_allclose(plateau_gain(returns, reference), [-9, 0, 1, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("reference", "score", "gain"),
+    [
+        (None, None, None),  # CartPole
+        ({"optimal": None, "go_and_stay": -25.0, "uniform_valid": -70.0}, None, None),  # a city too large to be solved
+        ({"optimal": -20.0, "factored": -45.0, "uniform_valid": -70.0}, 0.5, None),  # a game without memory
+        ({"optimal": 0.0, "go_and_stay": -90.0, "uniform_valid": -90.0}, 0.5, 0.5),  # 0 is an optimum like any other
+    ],
+)
+def test_scores_are_none_where_the_reference_lacks_them(reference, score, gain):
+    assert (normalised_score(-45.0, reference), plateau_gain(-45.0, reference)) == (score, gain)
+
+
+def test_scores_where_there_is_nothing_to_gain():
+    """Go-and-stay optimal, as in ERA-v1: no plateau to leave, so no number, and no exception either."""
+    assert np.isnan(plateau_gain(-20.0, {"optimal": -20.0, "go_and_stay": -20.0}))

@@ -1,0 +1,44 @@
+"""What the benchmarks time is what it says: the oracle in plain Python, the cities of the scaling figure."""
+
+import torch
+
+from benchmarks import cost
+from flowrl.a2c import seeded
+from flowrl.envs.city import City
+from flowrl.envs.era import BatchedERA
+from flowrl.rejection import all_actions
+
+
+def test_one_at_a_time_judges_as_the_batched_oracle():
+    """Random actions of ERA-v4, and one hop from where the resources are, which is valid more often."""
+    city, generator = City.load("ERA-v4"), torch.Generator().manual_seed(0)
+    env = BatchedERA(city, 32, "cpu", seeded(0, "env"))
+    observation, oracle = env.reset(), cost.one_at_a_time(city)
+    anywhere = torch.randint(city.districts, (32, 40, city.resources), generator=generator)
+    here = observation[:, None, :, 2:].argmax(2)
+    near = torch.where(torch.rand(anywhere.shape, generator=generator) < 0.7, here, anywhere)
+    actions = torch.cat((anywhere, near), 1)
+    expected = env.valid(observation, actions)
+    assert torch.equal(oracle(observation, actions), expected)
+    assert 0.1 < expected.float().mean() < 0.9
+    assert not torch.equal(expected, env.valid(observation.roll(1, 0), actions))  # the state counts
+
+
+def test_a_chain_is_as_large_as_its_row_says():
+    sizes = [districts**resources for resources, districts in cost.SIZES]
+    assert sizes[0] == 10**2 and 10**12 <= sizes[-1] < 1.1 * 10**12
+    for resources, districts in cost.SIZES[:4]:
+        city = cost.chain(resources, districts)
+        assert (city.resources, city.districts, city.allocations) == (resources, districts, districts**resources)
+        assert city.max_hops == 2
+        assert [tuple(pair) for pair in city.proximity] == [(r, r + 1, 2) for r in range(resources - 1)]
+
+
+def test_share_is_that_of_every_action():
+    """Over all start allocations of a chain of two: those that keep the pair near; each action put to the oracle."""
+    city = cost.chain(2, 10)
+    starts = torch.from_numpy(city.starts)
+    env = BatchedERA(city, len(starts))
+    observation = env.observe(starts, torch.zeros(len(starts), dtype=torch.int64))
+    valid = env.valid(observation, all_actions((10, 10), "cpu").expand(len(starts), -1, -1))
+    assert abs(float(valid.double().mean()) - cost.share(city)) < 1e-12
