@@ -10,8 +10,8 @@ from flowrl.rejection import all_actions
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():
-    """Random actions of ERA-v4, and one hop from where the resources are, which is valid more often."""
-    city, generator = City.load("ERA-v4"), torch.Generator().manual_seed(0)
+    """Random actions of ERA-v4-tight, and one hop from where the resources are, which is valid more often."""
+    city, generator = City.load("ERA-v4-tight"), torch.Generator().manual_seed(0)
     env = BatchedERA(city, 32, "cpu", seeded(0, "env"))
     observation, oracle = env.reset(), cost.one_at_a_time(city)
     anywhere = torch.randint(city.districts, (32, 40, city.resources), generator=generator)
@@ -20,7 +20,7 @@ def test_one_at_a_time_judges_as_the_batched_oracle():
     actions = torch.cat((anywhere, near), 1)
     expected = env.valid(observation, actions)
     assert torch.equal(oracle(observation, actions), expected)
-    assert 0.1 < expected.float().mean() < 0.9
+    assert 0.05 < expected.float().mean() < 0.9
     assert not torch.equal(expected, env.valid(observation.roll(1, 0), actions))  # the state counts
 
 

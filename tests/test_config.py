@@ -147,11 +147,12 @@ def test_scales_beat_settings_and_a_run_beats_both(tmp_path):
 
 def test_seeds_of_a_run_are_at_most_the_scales(tmp_path):
     path = experiments_file(tmp_path, runs={"mask": {"seeds": 2}, "ar-iar": {"seeds": 4}, "factored-iar": None})
-    for scale, expected in [("smoke", [1, 1, 1]), ("quick", [2, 3, 3]), ("paper", [2, 4, 5])]:
+    for scale, expected in [("smoke", (1, 1, 1)), ("quick", (2, 3, 3)), ("paper", (2, 4, 5))]:
         runs = config.runs(path, "x", scale)
         seeds = {label: [run.config.seed for run in runs if run.label == label] for label in dict.fromkeys(
             run.label for run in runs)}  # fmt: skip
-        assert list(seeds.values()) == [list(range(n)) for n in expected]
+        labels = ("mask", "ar-iar", "factored-iar")
+        assert seeds == {label: list(range(n)) for label, n in zip(labels, expected, strict=True)}
 
 
 def test_titles_name_runs_and_change_nothing_else(tmp_path):

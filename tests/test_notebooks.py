@@ -68,8 +68,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_claims_of_06_bite(fault, fake_records):
     """The cells that check, run on made-up records: they pass, and a fault in one experiment stops them."""
-    for name in ("fig5", "figA2b", "unseen"):
-        root = fake_records(name, **({fault: FAULTS[fault]} if fault and name == "unseen" else {}))
+    for name in ("fig5", "figA2b", "unseen", "plateau", "figB_pistonball_cstr"):
+        root = fake_records(name, **({fault: FAULTS[fault]} if fault and name == "figA2b" else {}))
     cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks/06_constrained.ipynb", 4).cells}
     names = {}
     exec(cells["parameters"], names)
