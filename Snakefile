@@ -44,8 +44,8 @@ COMPUTED = {
         "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png",
     ),
     "04_environments": (
-        "diagrams exact envs/city envs/draw envs/era",
-        "figB_cities.pdf figB_cities.png tabB_environments.csv",
+        "diagrams exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball search",
+        "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv",
     ),
     "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": ("envs/city search", "figB_scaling.pdf figB_scaling.png"),
