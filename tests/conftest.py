@@ -43,7 +43,7 @@ def fake_return(run, reference: dict | None, rng: np.random.Generator) -> tuple[
         low, high = RANGES[run.config.env.partition("-")[0]]
     else:
         low, high = reference["uniform_valid"], reference["optimal"] or reference["replan"]
-    return low, min(low + (LEARNT.get(run.label, 0.876) + rng.normal(0, 0.008)) * (high - low), high)
+    return low, min(low + (LEARNT.get(run.label, 0.876) + rng.normal(0, 0.004)) * (high - low), high)
 
 
 def fake_record(run, root, scale, **changes):
