@@ -1,6 +1,7 @@
 """What a training step costs, for the figures of notebook 08: python -m benchmarks.cost (some five minutes).
 
-Every measurement trains in a process of its own on one torch thread; nothing else should run on the machine.
+Every measurement trains on one torch thread, those of memory in processes of their own; nothing else should run on the
+machine.
 data/benchmarks/seconds.csv: seconds an environment step of every method on ERA under constraints, with the batched
 oracle and with a Python oracle that judges one action at a time, as in the authors' code. data/benchmarks/scaling.csv:
 seconds and peak memory against |A|, on cities of ever more resources in a chain. data/benchmarks/fraction.csv: the
@@ -103,8 +104,8 @@ def main() -> None:
     rows = []
     for name, method, python in tqdm(jobs, desc="seconds a step"):
         oracle = "one at a time" if python else "batched"
-        found = apart(City.load(name), method, python, args.seconds)
-        rows.append({"environment": name, "method": method, "oracle": oracle} | found)
+        found = measure(City.load(name), method, python, args.seconds)["seconds_per_step"]
+        rows.append({"environment": name, "method": method, "oracle": oracle, "seconds_per_step": found})
     pd.DataFrame(rows).to_csv(OUT / "seconds.csv", index=False, float_format="%.4g")
     rows = []
     for resources, districts in tqdm(SIZES, desc="scaling"):
