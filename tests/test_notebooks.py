@@ -59,7 +59,7 @@ FAULTS = {
     "violations": 1,
     "final_return_mean": -1.0,
     "final_exact_return": -1.0,
-    "final_normalised": 0.8,
+    "final_normalised": 0.7,
     "final_enumerated_share": 0.02,
     "train_enumerated_share": 0.02,
 }
