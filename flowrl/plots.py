@@ -288,7 +288,8 @@ def ablation(
         learning_curve(axes[0], runs, looks=looks).set_ylabel("return of an episode")
         axes[0].set_ylim(*whole_range(runs, reference))
         reference_lines(axes[0], reference)
-        learning_curve(axes[1], runs, column, looks).set_ylabel(label)
+        trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
+        learning_curve(axes[1], trained, column, looks).set_ylabel(label)
         axes[1].set_yscale("log" if log else "linear")
         for ax in axes[:2]:
             ax.set_xlabel("environment steps")
