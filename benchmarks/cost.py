@@ -10,11 +10,11 @@ same of one city under ever tighter constraints. All at the start of training; m
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -34,7 +34,8 @@ OUT = ROOT / "data" / "benchmarks"
 CITIES = [f"ERA-v{k}" for k in (1, 2, 3, 4, 5)]
 METHODS = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar", "wol-ddpg")
 ONE_AT_A_TIME = ("iar-a2c", "mask")
-SCALING = ("iar-a2c", "mask", "ar-iar", "factored-iar")
+DRAWING = ("iar-a2c", "ar-iar", "factored-iar")
+SCALING = (*DRAWING, "mask")
 SIZES = [(2, 10), (3, 10), (4, 10), (5, 10), (6, 10), (8, 10), (10, 10), (8, 32)]  # (D, K): |A| = 10² … 10¹²
 
 
@@ -61,12 +62,16 @@ def share(city: City) -> float:
     return float(city.valid_counts(city.starts[:4096]).mean() / float(city.districts) ** city.resources)
 
 
+def peak_mb() -> float:
+    """Peak memory of this process alone; getrusage would count what its parent had, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def measure(city: City, method: str, python: bool, seconds: float) -> dict:
     """Train for a while: seconds an environment step, the median of several windows; peak memory, MB."""
     one_thread()
-    config = make_config(
-        "ERA-v1", method, {"valid_bonus": 0.1} if method.endswith("iar") or method == "iar-a2c" else {}
-    )
+    config = make_config("ERA-v1", method, {"valid_bonus": 0.1} if method in DRAWING else {})
     env = envs.era.BatchedERA(city, config.n_envs, "cpu", seeded(0, "env"))
     trainer = make_trainer(config, env, one_at_a_time(city) if python else None)
     rates, end = [], time.perf_counter() + seconds
@@ -76,7 +81,7 @@ def measure(city: City, method: str, python: bool, seconds: float) -> dict:
         while trainer.env_steps == before or time.perf_counter() - start < seconds / 10:
             trainer.step()
         rates.append((time.perf_counter() - start) / (trainer.env_steps - before))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     return {"seconds_per_step": statistics.median(rates), "peak_mb": peak}
 
 
@@ -87,9 +92,44 @@ def apart(city: City, method: str, python: bool, seconds: float) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
 
+def seconds(each: float) -> list[dict]:
+    """Rows of seconds.csv, measured in this process."""
+    jobs = [(name, method, False) for name in CITIES for method in METHODS]
+    jobs += [(name, method, True) for name in CITIES for method in ONE_AT_A_TIME]
+    rows = []
+    for name, method, python in tqdm(jobs, desc="seconds a step"):
+        oracle = "one at a time" if python else "batched"
+        found = measure(City.load(name), method, python, each)["seconds_per_step"]
+        rows.append({"environment": name, "method": method, "oracle": oracle, "seconds_per_step": found})
+    return rows
+
+
+def scaling(each: float) -> list[dict]:
+    """Rows of scaling.csv."""
+    rows = []
+    for resources, districts in tqdm(SIZES, desc="scaling"):
+        city = chain(resources, districts)
+        about = {"resources": resources, "districts": districts, "actions": city.allocations}
+        about["valid_fraction"] = share(city)
+        for method in SCALING:
+            if method != "mask" or city.allocations <= MAX_LOGITS:
+                rows.append({"method": method} | about | apart(city, method, False, each))
+    return rows
+
+
+def fraction(each: float) -> list[dict]:
+    """Rows of fraction.csv."""
+    rows = []
+    for path in tqdm(sorted((ROOT / "data" / "cities").glob("fraction-*.json")), desc="valid fraction"):
+        city = City.load(path)
+        rows.append({"environment": path.stem, "valid_fraction": share(city)} | apart(city, "iar-a2c", False, each))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.cost", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4, help="seconds a measurement (default 4)")
+    parser.add_argument("--only", choices=("seconds", "scaling", "fraction"), help="one of the files (default: all)")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -99,28 +139,9 @@ def main() -> None:
         return
     OUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    jobs = [(name, method, False) for name in CITIES for method in METHODS]
-    jobs += [(name, method, True) for name in CITIES for method in ONE_AT_A_TIME]
-    rows = []
-    for name, method, python in tqdm(jobs, desc="seconds a step"):
-        oracle = "one at a time" if python else "batched"
-        found = measure(City.load(name), method, python, args.seconds)["seconds_per_step"]
-        rows.append({"environment": name, "method": method, "oracle": oracle, "seconds_per_step": found})
-    pd.DataFrame(rows).to_csv(OUT / "seconds.csv", index=False, float_format="%.4g")
-    rows = []
-    for resources, districts in tqdm(SIZES, desc="scaling"):
-        city = chain(resources, districts)
-        for method in SCALING:
-            if method != "mask" or city.allocations <= MAX_LOGITS:
-                found = apart(city, method, False, args.seconds)
-                rows.append({"method": method, "resources": resources, "districts": districts,
-                             "actions": city.allocations, "valid_fraction": share(city)} | found)  # fmt: skip
-    pd.DataFrame(rows).to_csv(OUT / "scaling.csv", index=False, float_format="%.4g")
-    rows = []
-    for path in tqdm(sorted((ROOT / "data" / "cities").glob("fraction-*.json")), desc="valid fraction"):
-        found = apart(City.load(path), "iar-a2c", False, args.seconds)
-        rows.append({"environment": path.stem, "valid_fraction": share(City.load(path))} | found)
-    pd.DataFrame(rows).to_csv(OUT / "fraction.csv", index=False, float_format="%.4g")
+    for name, rows in (("seconds", seconds), ("scaling", scaling), ("fraction", fraction)):
+        if args.only in (None, name):
+            pd.DataFrame(rows(args.seconds)).to_csv(OUT / f"{name}.csv", index=False, float_format="%.4g")
     facts = {"matmul_gflops": round(matmul_gflops(), 1)} | provenance(torch.device("cpu"))
     (OUT / "machine.json").write_text(json.dumps(facts, indent=1) + "\n")
 
