@@ -154,7 +154,7 @@ def fit(
 def _make(env, n_envs: int, device: torch.device, generator: torch.Generator, oracle) -> tuple[object, Oracle | None]:
     """A batched environment, and the oracle to ask instead of its own."""
     city = str(env).removeprefix("flowrl/")
-    if isinstance(env, str | Path) and (city in envs.names() or city.endswith(".json")):
+    if isinstance(env, str | Path) and (city.endswith(".json") or city in set(envs.names()) - set(envs.CLASSIC)):
         return envs.make_batched(city, n_envs, device, generator), oracle
     if isinstance(env, str):
         try:

@@ -93,7 +93,9 @@ def test_a_file_that_is_no_instance(tmp_path, text, message):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match=r"unknown environment 'ERA-v9': choose one of ERA-v1, ERA-v1-tight, .*\.json"):
+    with pytest.raises(
+        ValueError, match=r"unknown environment 'ERA-v9': choose one of CartPole-v1, .*ERA-v1, ERA-v1-tight, .*\.json"
+    ):
         make_batched("ERA-v9", 2)
 
 
@@ -268,7 +270,7 @@ def test_the_cities_by_fraction_are_one_city_and_their_fractions_as_named(tmp_pa
 
 
 def test_the_committed_files_are_what_the_search_finds(tmp_path):
-    assert names()[:3] == ["ERA-v1", "ERA-v1-tight", "ERA-v1-free"] and len(names()) >= 15
+    assert City.names()[:3] == ["ERA-v1", "ERA-v1-tight", "ERA-v1-free"] and set(City.names()) < set(names())
     for version in ship.VERSIONS:
         ship.search(version).to_json(tmp_path / "found.json")
         assert (tmp_path / "found.json").read_text() == (CITIES / f"ERA-v{version}.json").read_text()
