@@ -255,7 +255,10 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
         fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
                    ncols=len(handles), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
-        text = caption(runs, markers=False) + " Seconds a step of every method were timed apart, alone on one machine."
+        text = (
+            caption(runs, markers=False)
+            + " Seconds a step of every method were timed apart, in one run on one machine."
+        )
         fig.supxlabel(textwrap.fill(text, 210), fontsize=8, color=WARNING if any(r.stale for r in runs) else GREY)
     return fig
 
