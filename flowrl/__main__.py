@@ -116,8 +116,6 @@ def _optimum(args) -> None:
         return
     units = {"valid_fraction": "share of all actions"}
     for key, value in found.items():
-        if key == "name":
-            continue
         shown = f"{value:10.4f}" if isinstance(value, float) else f"{value or 'unknown':>10}"
         print(f"{key:16} {shown}  {units.get(key, 'expected return of an episode')}")
 

@@ -57,10 +57,12 @@ def constrained(name: str | Path) -> bool:
     """Whether an environment refuses any action; False for names that are not known here."""
     if name in GAMES:
         return not GAMES[name].valid.all()
+    if name in _PISTONBALL:
+        return name.endswith("-cstr")
     try:
         city = City.load(name)
     except CityError:
-        return str(name).endswith("-cstr")
+        return False
     return not (city.may_move.all() and not city.proximity)
 
 

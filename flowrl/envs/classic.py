@@ -8,6 +8,7 @@ float32. Episodes end apart from each other: by termination, by truncation after
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from flowrl.envs.era import Step
 
 
-class _Classic:
+class _Classic(ABC):
     """B copies of a system that one of a few forces drives; a subclass says how it moves.
 
     `violations` counts the actions outside the range given to `step`, and `refused` (B,) tells those of the last step:
@@ -97,19 +98,21 @@ class _Classic:
             uniforms = torch.rand(self.n_envs, 4, dtype=torch.float64, device=self.device, generator=self.generator)
         return (2 * uniforms.double() - 1) * self.START
 
+    @abstractmethod
     def _move(self, state: Tensor, force: Tensor) -> Tensor:
         """State (B, 4) and force (B,) → the state one step later."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _terminated(self, state: Tensor) -> Tensor:
-        raise NotImplementedError
+        """State (B, 4) → whether it ends the episode, (B,) bool."""
 
+    @abstractmethod
     def _reward(self, terminated: Tensor) -> Tensor:
         """The reward (B,) float32 of a step that terminated the episode, or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _observe(self, state: Tensor) -> Tensor:
-        raise NotImplementedError
+        """State (B, 4) → observation (B, …) float32."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on, for a checkpoint."""
