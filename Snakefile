@@ -34,7 +34,7 @@ except ConfigError as error:
 # Notebooks that compute what they draw: the modules that it depends on, and what they write.
 COMPUTED = {
     "00_quickstart": (
-        "a2c envs/draw envs/gym exact fit",
+        "a2c envs/draw envs/gym evaluation exact fit",
         "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
     ),
     "01_flow_policy": ("flows policies truth", "fig2.pdf fig2.png"),

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import config, envs, runs
+from . import config, envs, evaluation, runs
 from .rejection import NoValidActionError
 
 
@@ -108,7 +108,7 @@ def _train(args) -> None:
 
 
 def _optimum(args) -> None:
-    found = runs.reference(envs.make_batched(args.env, 1))
+    found = evaluation.reference(envs.make_batched(args.env, 1))
     if found is None:
         raise config.ConfigError(f"no optimum is known for {args.env}; it is for the cities and the hidden incidents")
     if args.json:

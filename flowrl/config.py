@@ -299,6 +299,7 @@ def experiments(path: Path) -> dict[str, dict]:
 
 def titles(path: Path, experiment: str) -> dict[str, str]:
     """What each run of an experiment is called in figures, by label: its `title`, else the label."""
+    choose("experiment", experiment, experiments(path))
     return {label: (entry or {}).get("title", label) for label, entry in experiments(path)[experiment]["runs"].items()}
 
 

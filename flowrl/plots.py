@@ -58,7 +58,7 @@ STYLE = {
     "lines.linewidth": 1.8,
     "legend.frameon": False,
     "figure.dpi": 100,
-    "savefig.dpi": 160,
+    "savefig.dpi": 120,
     "pdf.fonttype": 42,
     "svg.hashsalt": "flowrl",
 }
@@ -83,6 +83,8 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
     free = [look for label, look in METHODS.items() if label not in titles and label != "iar-a2c"]
     looks = [METHODS["iar-a2c"], *free] if "iar-a2c" not in titles else free
     others = iter(looks)
+    if sum(label not in METHODS for label in titles) > len(looks):
+        raise ValueError(f"{len(titles)} runs are too many to tell apart; at most {len(looks)} beside the methods")
     return {
         label: (METHODS[label] if label in METHODS else next(others))._replace(name=title)
         for label, title in titles.items()
@@ -179,6 +181,18 @@ def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = Tr
     bottom.set_xlabel("environment steps")
 
 
+def _legend_and_caption(
+    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, markers: bool, note: str = ""
+) -> None:
+    """One legend for all axes, the title above it, and below what the records call for; a warning's colour if stale."""
+    handles = {handle.get_label(): handle for ax in axes.flat for handle in ax.get_legend_handles_labels()[0]}
+    width = fig.get_figwidth()
+    fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
+               loc="outside upper center", ncols=min(len(handles), ncols), handlelength=3.2)  # fmt: skip
+    text = textwrap.fill(caption(runs, markers) + note, int(width * 15))
+    fig.supxlabel(text, fontsize=8, color=WARNING if any(run.stale for run in runs) else GREY)
+
+
 def environments(groups: dict[str, list[Record]], title: str) -> Figure:
     """A column an environment, a legend, and the caption that its records call for."""
     with style():
@@ -186,12 +200,8 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
         fig, axes = plt.subplots(2, len(groups), figsize=(width, 6.4), squeeze=False, layout="constrained")
         for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
             environment(pair, runs, leftmost=i == 0, rightmost=i == len(groups) - 1)
-        handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
-        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
-                   ncols=len(handles) if width > 8 else 2, handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
-        colour = WARNING if any(run.stale for run in runs) else GREY
-        fig.supxlabel(textwrap.fill(caption(runs), int(width * 15)), fontsize=8, color=colour)
+        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, markers=True)
     return fig
 
 
@@ -212,14 +222,10 @@ def curves(
             for i, (what, value) in enumerate((lines or {}).get(name, {}).items()):
                 ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
                 place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
-                ax.annotate(what, (0.02, value), (0, 3), **place)
+                ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3), **place)  # side by side: values may lie close
         axes[0, 0].set_ylabel(ylabel)
-        handles = {handle.get_label(): handle for ax in axes[0] for handle in ax.get_legend_handles_labels()[0]}
-        fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
-                   loc="outside upper center", ncols=min(len(handles), int(width / 2.2)), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
-        colour = WARNING if any(run.stale for run in runs) else GREY
-        fig.supxlabel(textwrap.fill(caption(runs, markers=False), int(width * 15)), fontsize=8, color=colour)
+        _legend_and_caption(fig, axes, runs, title, int(width / 2.2), markers=False)
     return fig
 
 
@@ -251,15 +257,9 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
                 reference_lines(ax, known, labels=())
             for ax in row[1:]:
                 ax.set_xscale("log")
-        handles = {handle.get_label(): handle for handle in axes[0, 0].get_legend_handles_labels()[0]}
-        fig.legend(handles.values(), handles, title=title, title_fontsize=13, loc="outside upper center",
-                   ncols=len(handles), handlelength=3.2)  # fmt: skip
         runs = [run for group in groups.values() for run in group]
-        text = (
-            caption(runs, markers=False)
-            + " Seconds a step of every method were timed apart, in one run on one machine."
-        )
-        fig.supxlabel(textwrap.fill(text, 210), fontsize=8, color=WARNING if any(r.stale for r in runs) else GREY)
+        note = " Seconds a step of every method were timed apart, in one run on one machine."
+        _legend_and_caption(fig, axes, runs, title, 6, markers=False, note=note)
     return fig
 
 
@@ -297,11 +297,7 @@ def ablation(
         for ax in axes[:2]:
             ax.set_xlabel("environment steps")
         final_strip(axes[2], runs, looks)
-        handles, names = axes[0].get_legend_handles_labels()
-        fig.legend(handles, names, title=title, title_fontsize=13, loc="outside upper center", ncols=min(4, len(names)),
-                   handlelength=3.2)  # fmt: skip
-        colour = WARNING if any(run.stale for run in runs) else GREY
-        fig.supxlabel(textwrap.fill(caption(runs), 200), fontsize=8, color=colour)
+        _legend_and_caption(fig, axes[:1], runs, title, 4, markers=True)
     return fig
 
 

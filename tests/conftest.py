@@ -26,7 +26,7 @@ RANGES = {"CartPole": (20.0, 500.0), "Acrobot": (-500.0, -80.0), "Pistonball": (
 
 
 def fake_reference(env: str) -> dict | None:
-    """What `runs.reference` gives, but every city small enough to be solved has the same made-up one."""
+    """What `evaluation.reference` gives, but every city small enough to be solved has the same made-up one."""
     if env in envs.partial.GAMES:
         return exact.partial_reference(env)
     if env.partition("-")[0] in RANGES:

@@ -14,7 +14,7 @@ from flowrl import rejection
 from flowrl.a2c import MEANS, RewardScale, Trainer, n_step_returns, seeded
 from flowrl.config import A2C_METHODS as METHODS
 from flowrl.config import make_config
-from flowrl.envs.era import Step
+from flowrl.envs.batched import Step
 from flowrl.policies import to_flat
 
 FLOW_METHODS = ("iar-a2c", "iar-a2c-paper")

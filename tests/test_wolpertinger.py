@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowrl import envs, runs
 from flowrl.config import ConfigError, make_config
-from flowrl.envs.era import Step
+from flowrl.envs.batched import Step
 from flowrl.fit import fit
 from flowrl.policies import to_digits, to_flat
 from flowrl.rejection import all_actions

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.envs.era import Step
+from flowrl.envs.batched import Step, check_actions, check_question
 
 
 class _Classic(ABC):
@@ -60,11 +60,7 @@ class _Classic(ABC):
         uniforms: (B, 4) in [0, 1), where the next episode starts if this one ends; drawn here by default.
         Raises ValueError for actions of another shape or type.
         """
-        if actions.shape != (self.n_envs, 1) or actions.dtype != torch.int64:
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({self.n_envs}, 1)"
-            )
+        check_actions(self, actions)
         action = actions[:, 0]
         inside = action.clamp(0, len(self.FORCES) - 1)
         self.refused = inside != action
@@ -83,14 +79,7 @@ class _Classic(ABC):
 
         Raises ValueError for other shapes.
         """
-        if observation.shape[1:] != self.observation_shape:
-            allowed = ", ".join(map(str, ("B", *self.observation_shape)))
-            raise ValueError(f"observation has the shape {tuple(observation.shape)}; allowed: ({allowed})")
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), 1):
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, 1)"
-            )
+        check_question(self, observation, actions)
         return ((actions >= 0) & (actions < len(self.FORCES))).squeeze(-1)
 
     def _start(self, uniforms: Tensor | None) -> Tensor:

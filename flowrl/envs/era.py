@@ -8,7 +8,7 @@ apart and tested against each other.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,19 +18,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from flowrl.envs.batched import Step, check_actions, check_question
 from flowrl.envs.city import City
 
 Info = dict[str, Any]
-
-
-class Step(NamedTuple):
-    """What a step of B environments returns; where an episode ended, `observation` is the first of the next one."""
-
-    observation: Tensor  # (B, K, 2 + D) float32
-    reward: Tensor  # (B,) float32
-    terminated: Tensor  # (B,) bool, never in ERA
-    truncated: Tensor  # (B,) bool, after `horizon` steps
-    final_observation: Tensor  # (B, K, 2 + D): the last of the episode that ended, elsewhere `observation`
 
 
 def observe(allocation: Tensor, emergency: Tensor, districts: int) -> Tensor:
@@ -96,11 +87,7 @@ class BatchedERA:
         """
         if uniforms is None:
             uniforms = torch.rand(self.n_envs, 2, device=self.device, generator=self.generator)
-        if actions.shape != self.allocation.shape or actions.dtype != torch.int64:
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape {tuple(self.allocation.shape)}"
-            )
+        check_actions(self, actions)
         price, valid = self._price(actions)
         self.refused = ~valid
         self.violations += self.refused.sum()
@@ -126,14 +113,8 @@ class BatchedERA:
 
     def valid(self, observation: Tensor, actions: Tensor) -> Tensor:
         """The oracle: observation (B, K, 2 + D), actions (B, S, D) int64 → (B, S) bool. ValueError for other shapes."""
-        K, D = self.city.districts, self.city.resources
-        if observation.shape[1:] != self.observation_shape:
-            raise ValueError(f"observation has the shape {tuple(observation.shape)}; allowed: (B, {K}, {2 + D})")
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), D):
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, {D})"
-            )
+        check_question(self, observation, actions)
+        K = self.city.districts
         inside = actions.clamp(0, K - 1)
         rows = self._may_move[self._allocation(observation)]  # (B, D, K): where each resource may go
         ok = (rows.gather(2, inside.transpose(1, 2)) & (inside == actions).transpose(1, 2)).all(1)

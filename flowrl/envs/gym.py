@@ -22,7 +22,7 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from flowrl.envs.era import Step
+from flowrl.envs.batched import Step
 from flowrl.rejection import ask
 
 Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B, S, D) → (B, S) bool

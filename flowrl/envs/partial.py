@@ -19,7 +19,8 @@ import torch
 from gymnasium.spaces import Box, MultiDiscrete
 from torch import Tensor
 
-from flowrl.envs.era import Info, Step
+from flowrl.envs.batched import Step, check_actions, check_question
+from flowrl.envs.era import Info
 
 RESOURCES = 2
 
@@ -116,11 +117,7 @@ class BatchedPartial:
         """
         if uniforms is None:
             uniforms = torch.rand(self.n_envs, 2, device=self.device, generator=self.generator)
-        if actions.shape != (self.n_envs, RESOURCES) or actions.dtype != torch.int64:
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({self.n_envs}, {RESOURCES})"
-            )
+        check_actions(self, actions)
         valid = self._allowed(actions)
         self.refused = ~valid
         self.violations += self.refused.sum()
@@ -136,15 +133,7 @@ class BatchedPartial:
 
     def valid(self, observation: Tensor, actions: Tensor) -> Tensor:
         """The oracle: observation (B, window), actions (B, S, 2) int64 → (B, S) bool. ValueError for other shapes."""
-        if observation.shape[1:] != self.observation_shape:
-            raise ValueError(
-                f"observation has the shape {tuple(observation.shape)}; allowed: (B, {self.observation_shape[0]})"
-            )
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), RESOURCES):
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, {RESOURCES})"
-            )
+        check_question(self, observation, actions)
         return self._allowed(actions)
 
     def _allowed(self, actions: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from pettingzoo.butterfly.pistonball import pistonball
 from torch import Tensor
 
-from flowrl.envs.era import Step
+from flowrl.envs.batched import Step, check_actions, check_question
 
 PISTONS = {
     f"Pistonball-{version}{kind}": n for kind in ("", "-cstr") for version, n in (("v1", 5), ("v2", 8), ("v3", 10))
@@ -276,12 +276,7 @@ class BatchedPistonball:
 
     def step(self, actions: Tensor) -> Step:
         """actions: (B, n_pistons) int64; what is invalid in one stays instead, and the action is counted."""
-        shape = (self.n_envs, len(self.action_sizes))
-        if actions.shape != shape or actions.dtype != torch.int64:
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape {shape}"
-            )
+        check_actions(self, actions)
         self._table["action"] = actions.cpu().numpy()
         self._draw_seeds()
         self._tell("step")
@@ -298,15 +293,7 @@ class BatchedPistonball:
 
         ValueError for other shapes.
         """
-        n = len(self.action_sizes)
-        if observation.shape[1:] != self.observation_shape:
-            allowed = ", ".join(map(str, self.observation_shape))
-            raise ValueError(f"observation has the shape {tuple(observation.shape)}; allowed: (B, {allowed})")
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), n):
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, {n})"
-            )
+        check_question(self, observation, actions)
         highest = UP
         if self.constrained:
             may_rise = observation[:, FRAMES, 0, self._middles] > 0
