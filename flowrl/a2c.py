@@ -13,7 +13,7 @@ from torch import Tensor
 from . import rejection
 from .encoders import make_encoder
 from .flows import flat_parameters
-from .policies import POLICIES, Sample, to_flat
+from .policies import POLICIES, Sample, check_size, to_flat
 
 KL_DRAWS = 8  # pathwise draws a state for the latent KL
 MEMORY = 16  # rollouts whose states Algorithm 1 draws from
@@ -67,7 +67,10 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
 
 
 class RewardScale:
-    """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4)."""
+    """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4).
+
+    While that is 0 they stay as they are.
+    """
 
     def __init__(self, n_envs: int, gamma: float, device):
         self.gamma = gamma
@@ -81,16 +84,19 @@ class RewardScale:
             self.moments += torch.stack((torch.ones_like(past).sum(), past.sum(), past.square().sum()))
             self.past = torch.where(end, 0.0, past)
         n, total, squares = self.moments
-        return reward / (squares / n - (total / n).square()).clamp_min(1e-8).sqrt().to(reward.dtype)
+        variance = squares / n - (total / n).square()
+        return reward / torch.where(variance > 1e-8, variance, 1.0).sqrt().to(reward.dtype)
 
 
 class Trainer:
     """IAR-A2C and its rivals on a batch of environments; `step()` is one rollout and one update.
 
-    env: a batched environment (`flowrl.envs`); its `valid` is the oracle unless another one is given.
+    env: a batched environment (`flowrl.envs`); its `valid` is the oracle unless another one is given. ValueError
+    where A is too large for the policy.
     """
 
     def __init__(self, config, env, oracle=None):
+        check_size(env.action_sizes, config.policy)
         self.config, self.env, self.device = config, env, env.device
         self.oracle = oracle or env.valid
         self.fallback = getattr(env, "fallback", None)
@@ -205,15 +211,16 @@ class Trainer:
         regulariser = 0.0
         exact = getattr(self.policy, "entropy", None) if valid.shape[1] == 1 else None
         if exact is not None:  # one draw tells nothing of the entropy
-            entropy = exact(features).mean()
-            regulariser = -config.entropy * now * entropy
+            of_states = exact(features)
+            entropy = of_states.mean()
+            regulariser = -config.entropy * now * (of_states * decision.sampled).mean()
         else:
             log_prob = rejection.count_log_prob(same, valid) if config.policy == "flow" else surrogate.detach()
             weights = weights + config.entropy * now * rejection.entropy_weights(log_prob, valid)
             entropy = -(rejection.bonus_weights(valid) * log_prob).sum(-1).mean()
         if config.latent_kl and now:
-            kl = self.policy.latent_kl(features, KL_DRAWS, self.generator).mean()
-            regulariser = regulariser + config.latent_kl * now * kl
+            kl = self.policy.latent_kl(features, KL_DRAWS, self.generator)
+            regulariser = regulariser + config.latent_kl * now * (kl * decision.sampled).mean()
         return weights * decision.sampled[:, None], entropy.detach(), regulariser
 
     def _zero_gradients(self) -> None:

@@ -112,6 +112,14 @@ class TrainConfig:
         for name in ("n_draws", "n_correction"):
             if self.correction == "leave_one_out" and getattr(self, name) < 2:
                 raise ConfigError(f"{name} is {getattr(self, name)}; leave_one_out needs at least 2")
+        if self.correction == "mean" and min(self.n_draws, self.n_correction) < 2:
+            raise ConfigError("correction mean leaves nothing of one draw: n_draws and n_correction must be at least 2")
+        if self.policy == "masked" and self.correction != "none":
+            raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
+        if self.policy == "autoregressive" and self.entropy and min(self.n_draws, self.n_correction) < 2:
+            raise ConfigError(
+                "one draw tells nothing of an autoregressive policy's entropy; n_draws must be at least 2"
+            )
         if self.latent_kl and self.policy != "flow":
             raise ConfigError(f"latent_kl is {self.latent_kl}; a policy without latents allows 0 only")
 

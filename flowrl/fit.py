@@ -6,7 +6,6 @@
 No record is written: `python -m flowrl train` and `runs` do that, for the environments of the paper.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +20,9 @@ from . import envs
 from .a2c import Rollout, Trainer, seeded
 from .config import A2C_METHODS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
-from .policies import MAX_LOGITS, POLICIES
+from .policies import POLICIES
 from .runs import make_device, one_thread
 
-ACTION_LIMIT = 2**63  # actions are numbered in int64
 CURVE_ROWS = 200  # most rows of a learning curve
 
 
@@ -147,7 +145,6 @@ def fit(
     if not batched:
         chosen = make_device(device)
         env, oracle = _make(env, config.n_envs, chosen, seeded(config.seed, "env", chosen), oracle)
-    _check_size(env.action_sizes, config.policy)
     return Fitted(config, env, oracle).train(config.steps, progress)
 
 
@@ -166,19 +163,10 @@ def _make(env, n_envs: int, device: torch.device, generator: torch.Generator, or
 
 
 def _name(env) -> str:
-    return str(env) if isinstance(env, str | Path) else getattr(env, "__name__", type(env).__name__).strip("<>")
-
-
-def _check_size(sizes: tuple[int, ...], policy: str) -> None:
-    """ValueError where a policy would have to list, or number, more actions than it can."""
-    n = math.prod(sizes)
-    many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
-    if policy in ("masked", "categorical") and n > MAX_LOGITS:
-        raise ValueError(
-            f"{many}: {policy} policies list them all, at most {MAX_LOGITS:,}; iar-a2c and ar-iar only draw"
-        )
-    if n >= ACTION_LIMIT:
-        raise ValueError(f"{many}; allowed: fewer than 2^63 actions")
+    """What the configuration calls it; a city by its own name, so that its settings are checked alike."""
+    if isinstance(env, str | Path):
+        return str(env).removeprefix("flowrl/")
+    return getattr(env, "__name__", type(env).__name__).strip("<>")
 
 
 @contextmanager

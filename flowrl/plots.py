@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from .records import Record, by_label, caption
+from .records import Record, by_label, caption, curves_drawn
 from .stats import bootstrap_interval, iqm, normalised_score, on_common_grid
 
 plt.switch_backend(plt.get_backend())  # now: inside rc_context a notebook's first figure would be its last to be shown
@@ -42,10 +42,11 @@ METHODS = {
     "wol-ddpg": Method("Wol-DDPG", "#D55E00", (0, (1, 1)), "v"),
     "a2c": Method("A2C", "#000000", (0, (4, 1, 1, 1, 1, 1)), "P"),
     "factored": Method("Factored", "#999933", (0, (8, 2)), "X"),
-    "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "*"),
+    "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "<"),
     "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
 }
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
+FINAL = "; markers: each seed's final policy, by its exact return where that is known"
 GREY, WARNING = "#555555", "#a00000"
 
 STYLE = {
@@ -93,14 +94,18 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
 
 def learning_curve(
     ax: Axes, runs: list[Record], column: str = "eval_return_mean", looks: dict[str, Method] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"],
+    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], marked: bool = False,
 ) -> Axes:  # fmt: skip
-    """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x."""
+    """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
+
+    marked: the legend shows the method's marker, too.
+    """
     for label, group in by_label(runs).items():
-        name, colour, dashes, _ = looks[label] if looks else method(label)
+        name, colour, dashes, marker = looks[label] if looks else method(label)
         steps, values = on_common_grid([(x(run), run.curve[column]) for run in group])
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
-        ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=4 if label == "iar-a2c" else 3)
+        zorder, legend = 4 if label == "iar-a2c" else 3, dict(marker=marker, markevery=[]) if marked else {}
+        ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=zorder, **legend)
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -166,7 +171,7 @@ def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = Tr
     top, bottom = axes
     reference = runs[0].facts["reference"]
     for ax, limits in ((top, whole_range(runs, reference)), (bottom, last_stretch(reference))):
-        learning_curve(ax, runs).set_ylim(*limits)
+        learning_curve(ax, runs, marked=True).set_ylim(*limits)
         final_scores(ax, runs)
         normalised_axis(ax, reference, label=rightmost)
         if leftmost:
@@ -182,14 +187,14 @@ def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = Tr
 
 
 def _legend_and_caption(
-    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, markers: bool, note: str = ""
+    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, drawn: str = "", note: str = ""
 ) -> None:
     """One legend for all axes, the title above it, and below what the records call for; a warning's colour if stale."""
     handles = {handle.get_label(): handle for ax in axes.flat for handle in ax.get_legend_handles_labels()[0]}
     width = fig.get_figwidth()
     fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
                loc="outside upper center", ncols=min(len(handles), ncols), handlelength=3.2)  # fmt: skip
-    text = textwrap.fill(caption(runs, markers) + note, int(width * 15))
+    text = textwrap.fill(caption(runs, drawn) + note, int(width * 15))
     fig.supxlabel(text, fontsize=8, color=WARNING if any(run.stale for run in runs) else GREY)
 
 
@@ -201,7 +206,7 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
         for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
             environment(pair, runs, leftmost=i == 0, rightmost=i == len(groups) - 1)
         runs = [run for group in groups.values() for run in group]
-        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, markers=True)
+        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, curves_drawn(runs) + FINAL)
     return fig
 
 
@@ -221,11 +226,13 @@ def curves(
                 ax.set_xscale("log")
             for i, (what, value) in enumerate((lines or {}).get(name, {}).items()):
                 ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
+                highest = value == max(lines[name].values())
                 place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
-                ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3), **place)  # side by side: values may lie close
+                place |= dict(va="bottom" if highest else "top")  # and side by side: values may lie close
+                ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3 if highest else -3), **place)
         axes[0, 0].set_ylabel(ylabel)
         runs = [run for group in groups.values() for run in group]
-        _legend_and_caption(fig, axes, runs, title, int(width / 2.2), markers=False)
+        _legend_and_caption(fig, axes, runs, title, int(width / 2.2))
     return fig
 
 
@@ -253,13 +260,29 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
                 "seconds, oracle asked one action at a time"
             )
             row[0].set(ylabel=f"{name}: return", ylim=whole_range(runs, known))
-            for ax in row:
-                reference_lines(ax, known, labels=())
+            for i, ax in enumerate(row):
+                reference_lines(ax, known, labels=() if i else ("optimal", "go_and_stay"))
             for ax in row[1:]:
                 ax.set_xscale("log")
         runs = [run for group in groups.values() for run in group]
         note = " Seconds a step of every method were timed apart, in one run on one machine."
-        _legend_and_caption(fig, axes, runs, title, 6, markers=False, note=note)
+        _legend_and_caption(fig, axes, runs, title, 6, note=note)
+    return fig
+
+
+def against(
+    runs: list[Record], x: list[float], xlabel: str, panels: dict[str, list[float]], title: str, note: str = ""
+) -> Figure:
+    """A panel an entry of `panels`, a value a run by its label: a marker a run, against x on a logarithmic axis."""
+    looks = [method(run.facts["label"]) for run in runs]
+    with style():
+        fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), squeeze=False, layout="constrained")
+        for ax, (label, values) in zip(axes[0], panels.items(), strict=True):
+            for look in dict.fromkeys(looks):
+                points = [(at, value) for at, value, its in zip(x, values, looks, strict=True) if its == look]
+                ax.plot(*zip(*points, strict=True), look.marker, color=look.colour, alpha=0.75, label=look.name)
+            ax.set(xscale="log", xlabel=xlabel, ylabel=label)
+        _legend_and_caption(fig, axes, runs, title, len(panels), "Markers: one a seed", note)
     return fig
 
 
@@ -297,7 +320,7 @@ def ablation(
         for ax in axes[:2]:
             ax.set_xlabel("environment steps")
         final_strip(axes[2], runs, looks)
-        _legend_and_caption(fig, axes[:1], runs, title, 4, markers=True)
+        _legend_and_caption(fig, axes[:1], runs, title, 4, curves_drawn(runs) + FINAL)
     return fig
 
 

@@ -19,6 +19,7 @@ from .flows import Flow, soft_threshold, soft_threshold_inverse
 
 LOG_SCALE = (-5.0, 2.0)  # range of a learnt log σ
 MAX_LOGITS = 200_000  # |A| up to which a policy may have a logit for every action
+ACTION_LIMIT = 2**63  # actions are numbered in int64
 LOG_2PI = math.log(2 * math.pi)
 HAS_LOG_PROB = ("elbo", "cubo", "iwae", "sandwich")
 NEEDS_POSTERIOR = (*HAS_LOG_PROB, "cis")
@@ -46,6 +47,18 @@ def to_digits(flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
         digits.append(flat % size)
         flat = flat // size
     return torch.stack(digits[::-1], -1)
+
+
+def check_size(sizes: tuple[int, ...], policy: str) -> None:
+    """ValueError where a policy would have to list, or number, more actions than it can."""
+    n = math.prod(sizes)
+    many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
+    if policy in ("masked", "categorical") and n > MAX_LOGITS:
+        raise ValueError(
+            f"{many}: {policy} policies list them all, at most {MAX_LOGITS:,}; iar-a2c and ar-iar only draw"
+        )
+    if n >= ACTION_LIMIT:
+        raise ValueError(f"{many}; allowed: fewer than 2^63 actions")
 
 
 def _existing(sizes: tuple[int, ...]) -> Tensor | None:
@@ -224,13 +237,12 @@ class FlowPolicy(nn.Module):
 
 
 class CategoricalPolicy(nn.Module):
-    """One categorical over all of A (the paper's A2C). ValueError where A is too large to have a logit an action."""
+    """One categorical over all of A (the paper's A2C). ValueError as of `check_size`."""
 
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
+        check_size(sizes, "categorical")
         self.sizes, n_actions = sizes, math.prod(sizes)
-        if n_actions > MAX_LOGITS:
-            raise ValueError(f"{n_actions:,} actions are too many for a logit each; at most {MAX_LOGITS:,}")
         self.encoder = encoder
         self.logits = nn.Linear(features, n_actions)
         nn.init.normal_(self.logits.weight, std=0.01)

@@ -7,10 +7,9 @@ import pandas as pd
 
 from .config import runs, scale_drawn
 from .runs import ROOT, RecordError, read_record
-from .stats import normalised_score
+from .stats import normalised_score, plateau_gain
 
 EXPERIMENTS = ROOT / "experiments.yaml"
-NOTE = "; markers: each seed's final policy"
 
 
 class Record(NamedTuple):
@@ -70,8 +69,9 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
             "exact_return": facts["final_exact_return"],
             "optimum": (facts["reference"] or {}).get("optimal"),
             "normalised": facts["final_normalised"],
-            "exact_score": _exact_score(facts),
+            "exact_score": _exact(normalised_score, facts),
             "plateau_gain": facts["final_plateau_gain"],
+            "exact_gain": _exact(plateau_gain, facts),
             "violations": facts["violations"],
             "enumerated_share": facts["final_enumerated_share"],
             "train_enumerated_share": facts["train_enumerated_share"],
@@ -82,10 +82,10 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _exact_score(facts: dict) -> float | None:
-    """The normalised score of the final policy's exact return, where that is known."""
+def _exact(measure, facts: dict) -> float | None:
+    """A measure (a score or a gain) of the final policy's exact return, where that is known."""
     exact = facts["final_exact_return"]
-    return None if exact is None else normalised_score(exact, facts["reference"])
+    return None if exact is None else measure(exact, facts["reference"])
 
 
 def _commit(facts: dict) -> str:
@@ -93,9 +93,26 @@ def _commit(facts: dict) -> str:
     return (facts["commit"] or "none")[:7] + "+" * facts["dirty"]
 
 
-def caption(records: list[Record], markers: bool = True) -> str:
-    """What a figure must say of its records: scale, seeds, steps, episodes, commits; a warning where some are stale."""
-    seeds = [len(group) for runs in by_environment(records).values() for group in by_label(runs).values()]
+def curves_drawn(records: list[Record]) -> str:
+    """What `plots.learning_curve` draws: of three seeds, all that a bootstrap knows is the least and the greatest."""
+    most = max(_seeds(records))
+    if most == 1:
+        return "Line: the one run"
+    if most <= 3:
+        return "Line: mean over seeds; band: from the least to the greatest"
+    return "Line: interquartile mean over seeds; band: its 95 % bootstrap interval"
+
+
+def _seeds(records: list[Record]) -> list[int]:
+    return [len(group) for runs in by_environment(records).values() for group in by_label(runs).values()]
+
+
+def caption(records: list[Record], drawn: str = "") -> str:
+    """What a figure must say of its records: scale, seeds, steps, episodes, commits; a warning where some are stale.
+
+    drawn: what lines, bands and markers are; default as `curves_drawn` says.
+    """
+    seeds = _seeds(records)
     configs = [record.facts["config"] for record in records]
     commits = sorted({_commit(record.facts) for record in records})
     text = (
@@ -103,7 +120,7 @@ def caption(records: list[Record], markers: bool = True) -> str:
         f"{_span(config['steps'] for config in configs)} environment steps, evaluated every "
         f"{_span(config['eval_every'] for config in configs)} steps over {_span(c['eval_episodes'] for c in configs)} "
         f"episodes and at the end over {_span(c['final_episodes'] for c in configs)}. "
-        f"Line: interquartile mean over seeds; band: its 95 % bootstrap interval{NOTE * markers}. "
+        f"{drawn or curves_drawn(records)}. "
         f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
     )
     stale = sorted({f"{r.facts['label']} on {r.facts['environment']}" for r in records if r.stale})

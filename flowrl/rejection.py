@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .policies import Sample, to_digits
+from .policies import Sample, to_digits, to_flat
 
 
 class NoValidActionError(RuntimeError):
@@ -69,7 +69,9 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
             counts["asked"] = mask.numel()
             sample = policy.sample(policy.features(observation, mask), 1, generator)
             ones = torch.ones(B, dtype=torch.int64, device=observation.device)
-            yes = ones.bool()
+            yes = mask.gather(1, to_flat(sample.action, policy.sizes)).squeeze(1)
+            if not yes.all():  # its logits are not finite
+                raise ValueError("the policy drew an action that its mask forbids: its weights are no numbers any more")
             return Decision(
                 observation, mask, sample, yes[:, None], ones, ones, ones - 1, sample.action[:, 0], yes
             ), counts

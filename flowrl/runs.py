@@ -9,6 +9,7 @@ import csv
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import platform
 import shlex
@@ -221,6 +222,9 @@ class Run:
         state = load_checkpoint(path, self.device)
         if state["finished"] or state["config_hash"] != self.config.hash():  # a removed record is trained anew
             return False
+        before = torch.device(state["made_with"]["device"]).type
+        if before != self.device.type:
+            raise RecordError(f"{path} was made on {before}, which alone can go on with it, not {self.device.type}")
         self.trainer.load_state_dict(state["trainer"])
         self.rows, self.wall_s, self.train_s = state["rows"], state["wall_s"], state["train_s"]
         self.started, self.evaluator.violations = state["started"], state["violations"]
@@ -230,22 +234,23 @@ class Run:
         return True
 
     def train(self, progress: bool = True) -> dict:
-        """Run to the end and write the record; its facts. Raises Interrupted, with a checkpoint saved, on a signal."""
+        """Run to the end and write the record; its facts. Raises Interrupted, with a checkpoint saved, on a signal.
+
+        After any other error the last checkpoint, of at most half a minute before, stands: one of the middle of a step
+        would go on differently.
+        """
         config, trainer = self.config, self.trainer
         start, saved = time.perf_counter() - self.wall_s, time.perf_counter()
         if not self.rows:
             self._evaluate(start)
+            self.save()
         bar = tqdm(total=config.steps, initial=trainer.env_steps, unit=" steps", disable=not progress, smoothing=0.05,
                    desc=f"{Path(config.env).stem} {self.label} seed {config.seed}", mininterval=0.5)  # fmt: skip
         with bar, self._signals():
             self._show(bar)
             while trainer.env_steps < config.steps:
                 began, before = time.perf_counter(), trainer.env_steps
-                try:
-                    trainer.step()
-                except Exception:
-                    self.save()
-                    raise
+                trainer.step()
                 self.train_s += time.perf_counter() - began
                 bar.update(trainer.env_steps - before)
                 due = before // config.eval_every != trainer.env_steps // config.eval_every
@@ -303,6 +308,10 @@ class Run:
             "fallbacks": summary["fallbacks"], "eval_enumerations": counts["enumerations"] + counts["fallbacks"],
             "valid_total": summary["valid"], "draws_total": summary["draws"],
         }  # fmt: skip
+        if not all(math.isfinite(summary[name]) for name in ("grad_norm_actor", "grad_norm_critic", "value_loss")):
+            raise RecordError(
+                f"{self.path}: the gradient is not finite before step {trainer.env_steps}: training has diverged"
+            )
         names = ("elbo", "entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "ties")
         self.rows.append(row | {name: summary[name] for name in names})
 
@@ -335,8 +344,9 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
           progress: bool = True) -> dict:  # fmt: skip
     """Train a configuration into <out>/<environment>/<label>/seed<k>.{csv,json}; the facts of its record.
 
-    Goes on from a checkpoint of the same configuration; returns a finished record of it as it is. Raises RecordError
-    where a record of another configuration stands, unless `force`; ConfigError; Interrupted.
+    Goes on from an unfinished checkpoint of the same configuration; returns a finished record of it as it is, unless
+    `force`. Raises RecordError where a record of another configuration stands, unless `force`, and where training
+    diverges; ConfigError; Interrupted.
     """
     path = record_path(out, config.env, label or config.method, config.seed)
     if _with_suffix(path, ".json").exists() and not force:
@@ -345,7 +355,7 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
             raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
         return facts
     run = Run(config, out, label, device)
-    if not force and run.resume() and progress:
+    if run.resume() and progress:
         print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
     return run.train(progress)
 
@@ -374,9 +384,13 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     config = TrainConfig(**state["config"])
     if _with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
         raise RecordError(f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}")
+    if _with_suffix(path, ".json").exists() and not state["finished"]:
+        raise RecordError(f"{weights} is of a run that is not finished, {_with_suffix(path, '.json')} of another one")
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
     trainer = make_trainer(config, env)
-    trainer.load_state_dict(state["trainer"])
+    for name in ("policy", "critic"):  # no more: generators' states are their device's own
+        getattr(trainer, name).load_state_dict(state["trainer"][name])
+    trainer.env_steps = state["trainer"]["env_steps"]
     evaluator = Evaluator(config, chosen)
     n = config.final_episodes if episodes is None else episodes
     mean, sem, _ = evaluator.episodes(trainer, n, "final")

@@ -220,10 +220,10 @@ def test_regularisers_act_until_they_are_annealed(method, when, matters):
 def test_states_without_a_valid_draw_carry_no_policy_gradient(estimator):
     """Enumerated steps teach the critic alone; bonus, entropy and advantage are all left out."""
     one = trainer(
-        estimator=estimator, n_draws=1, max_draws=1, correction="mean", latent_kl=0.0, valid_bonus=1.0, entropy=1.0
+        estimator=estimator, n_draws=2, max_draws=2, correction="mean", latent_kl=1.0, valid_bonus=1.0, entropy=1.0
     )
     torch.nn.init.normal_(one.critic.value.weight)
-    one.oracle = lambda observation, action: (one.env.valid(observation, action) if action.shape[1] > 1
+    one.oracle = lambda observation, action: (one.env.valid(observation, action) if action.shape[1] > 2
                                               else torch.zeros(action.shape[:2], dtype=torch.bool))  # fmt: skip
     rollout = one.rollout()
     assert one.counts["enumerations"] == 16 and one.env.violations == 0

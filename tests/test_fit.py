@@ -147,13 +147,16 @@ def test_kinds_of_environment(tmp_path):
 def test_an_oracle_beside_the_citys_own():
     """A city's actions that the given oracle refuses are not executed; its own check stands."""
 
-    def moving(observation, actions):
+    def not_to_2(observation, actions):
         asked.append(actions.shape)
-        return batch.valid(observation, actions) & (actions[..., 0] == actions[..., 0])
+        return batch.valid(observation, actions) & (actions[..., 0] != 2)
 
-    asked, batch = [], envs.make_batched("ERA-v1", 4)
-    trainer = flowrl.fit(batch, moving, steps=40, **FAST)
+    asked, executed, batch = [], [], envs.make_batched("ERA-v1", 4, generator=torch.Generator().manual_seed(0))
+    step = batch.step
+    batch.step = lambda actions: executed.append(actions) or step(actions)
+    trainer = flowrl.fit(batch, not_to_2, steps=40, **FAST)
     assert len(asked) >= 10
+    assert len(executed) == 10 and set(torch.cat(executed)[:, 0].tolist()) == {0, 1, 3, 4, 5}
     assert int(trainer.env.violations) == 0
 
 

@@ -15,9 +15,10 @@ def test_load_in_order(fake_records):
     assert not any(record.stale for record in records)
     table = final_scores(records)
     assert len(table) == len(records) == len(runs(EXPERIMENTS, "fig5", "quick"))
-    known = table.drop(columns=["exact_return", "exact_score"])
+    known = table.drop(columns=["exact_return", "exact_score", "exact_gain"])
     assert known.notna().all().all()
-    assert (table["exact_score"].isna() == (table["run"] == "wol-ddpg")).all()
+    for column in ("exact_score", "exact_gain"):
+        assert (table[column].isna() == (table["run"] == "wol-ddpg")).all()
     assert set(table["scale"]) == {"quick"}
 
 
@@ -26,12 +27,13 @@ def test_exact_score_is_the_exact_return_between_random_and_optimum(fake_records
     facts = {"final_exact_return": -30.0, "final_return_mean": -20.0, "final_normalised": 1.0, "reference": reference}
     table = final_scores(load("unseen", fake_records("unseen", "smoke", **facts), "smoke"))
     assert table["exact_score"].tolist() == [0.8, 0.8]
+    assert table["exact_gain"].tolist() == [-1, -1]
     assert table["normalised"].tolist() == [1, 1]
 
 
 def test_scores_of_what_has_no_reference_are_missing(fake_records):
     table = final_scores(load("figA2a", fake_records("figA2a", "smoke"), "smoke"))
-    unknown = ["optimum", "normalised", "exact_return", "exact_score", "plateau_gain"]
+    unknown = ["optimum", "normalised", "exact_return", "exact_score", "exact_gain", "plateau_gain"]
     assert table[unknown].isna().all().all()
     assert table.drop(columns=unknown).notna().all().all()
     table = final_scores(load("figB_large", fake_records("figB_large", "smoke"), "smoke"))  # no optimum, but others
@@ -70,9 +72,11 @@ def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
     text = caption(load("figA2b", fake_records("figA2b", "smoke"), "smoke"))
     assert text.startswith("Scale smoke: 1 seed a run, 3,200 environment steps")
     assert "0123456" in text
+    assert "the one run" in text
     assert "WARNING" not in text
     text = caption(load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick"))
     assert "3 seeds a run, 200,000" in text
+    assert "from the least to the greatest" in text
     assert "0123456+" in text
     assert "WARNING" in text
     assert "mask on ERA-v1" in text
