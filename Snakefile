@@ -50,7 +50,7 @@ COMPUTED = {
     "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
         "envs/city search",
-        "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png figB_fraction.pdf figB_fraction.png",
+        "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png",
     ),
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png"),
     "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA1.csv tabA2.csv"),
