@@ -52,8 +52,8 @@ COMPUTED = {
         "envs/city search",
         "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png",
     ),
-    "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png"),
-    "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA1.csv tabA2.csv"),
+    "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
+    "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA2.csv"),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)

@@ -2,12 +2,13 @@
 
 import ast
 import contextlib
+import itertools
 
 import nbformat
 import papermill
 import pytest
 
-from flowrl.config import experiments
+from flowrl.config import experiments, runs
 from flowrl.records import EXPERIMENTS
 from flowrl.runs import ROOT
 
@@ -19,9 +20,25 @@ def path(request):
     return request.param
 
 
+def drawn_by(path):
+    """The experiments that a notebook draws."""
+    return [name for name, experiment in experiments(EXPERIMENTS).items() if experiment["notebook"] == path.stem]
+
+
+def link_records(path, folder):
+    """Into a folder, the records of a notebook's own experiments: the Snakefile makes it wait for no others."""
+    for scale, name in itertools.product(("quick", "paper"), drawn_by(path)):
+        for run in runs(EXPERIMENTS, name, scale):
+            record, target = (run.path(root, scale).parent for root in (ROOT / "data/runs", folder))
+            if record.exists() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(record)
+
+
 def execute(path, tmp_path, **parameters):
-    """Run a notebook as the Snakefile does; its figures go to a temporary folder."""
-    parameters |= {"figure_dir": str(tmp_path / "figures")}
+    """Run a notebook as the Snakefile does, on its own records; its figures go to a temporary folder."""
+    link_records(path, tmp_path / "runs")
+    parameters |= {"data_dir": str(tmp_path / "runs"), "figure_dir": str(tmp_path / "figures")}
     return papermill.execute_notebook(
         path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT
     )
@@ -47,7 +64,7 @@ def test_form(path):
 
 def test_runs_on_the_committed_records(path, tmp_path):
     notebook = execute(path, tmp_path)
-    drawn = [name for name, experiment in experiments(EXPERIMENTS).items() if experiment["notebook"] == path.stem]
+    drawn = drawn_by(path)
     for name in drawn:
         for suffix in (".pdf", ".png", ".csv"):
             assert (tmp_path / "figures" / f"{name}{suffix}").stat().st_size > 0
