@@ -69,7 +69,7 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
 class RewardScale:
     """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4).
 
-    While that is 0 they stay as they are.
+    While that is below 1e-4 they stay as they are.
     """
 
     def __init__(self, n_envs: int, gamma: float, device):

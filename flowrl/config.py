@@ -116,9 +116,11 @@ class TrainConfig:
             raise ConfigError("correction mean leaves nothing of one draw: n_draws and n_correction must be at least 2")
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
-        if self.policy == "autoregressive" and self.entropy and min(self.n_draws, self.n_correction) < 2:
+        few = min(self.n_draws, self.n_correction) < 2
+        if self.policy in ("flow", "autoregressive") and self.entropy and few:
             raise ConfigError(
-                "one draw tells nothing of an autoregressive policy's entropy; n_draws must be at least 2"
+                f"one draw tells nothing of the entropy of {self.method}'s policy: n_draws ({self.n_draws}) and "
+                f"n_correction ({self.n_correction}) must be at least 2, or entropy 0"
             )
         if self.latent_kl and self.policy != "flow":
             raise ConfigError(f"latent_kl is {self.latent_kl}; a policy without latents allows 0 only")

@@ -5,17 +5,20 @@ others are measured against.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
-from . import envs, exact, search
-from .a2c import Trainer, seeded
+from . import envs, exact, rejection, search
+from .a2c import COUNTS, Trainer, seeded
 from .config import TrainConfig
 from .envs.era import BatchedERA
 from .envs.partial import BatchedPartial
 from .policies import to_flat
+from .rejection import all_actions, ask
 
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
+ENOUGH_VALID = 64  # valid ones among them below which more are drawn
 MASK_TABULATED = 1_000  # |A| up to which MASK's policy is tabulated as it is, not from draws
 
 
@@ -60,39 +63,85 @@ def reference(env) -> dict | None:
 
 
 def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16) -> torch.Tensor:
-    """π' on a constant observation, (K, K), from the valid ones of n draws; what `decide` executes if there is none."""
-    observation = trainer.observation[:1]
-    decision, _ = trainer.decide(observation, generator)
-    sample = trainer.policy.sample(trainer.policy.features(observation, decision.mask), n, generator)
-    valid = trainer.oracle(observation, sample.action)[0]
-    drawn = to_flat(sample.action[0][valid] if valid.any() else decision.action, trainer.policy.sizes)
-    counts = drawn.bincount(minlength=math.prod(trainer.policy.sizes)).double().cpu()
-    return (counts / counts.sum()).view(*trainer.policy.sizes)
+    """What is executed on a constant observation, (K, K): π' from the valid ones of n draws, and, with the chance that
+    none of max_draws is valid, uniformly any valid action."""
+    policy, observation, mask = trainer.policy, trainer.observation[:1], None
+    everything = all_actions(policy.sizes, observation.device)
+    listed = ask(trainer.oracle, observation, everything[None])
+    if getattr(policy, "needs_mask", False):
+        mask = listed
+    sample = policy.sample(policy.features(observation, mask), n, generator)
+    valid = ask(trainer.oracle, observation, sample.action)[0]
+    counts = to_flat(sample.action[0][valid], policy.sizes).bincount(minlength=len(everything)).double().cpu()
+    none = (1 - valid.double().mean().cpu()) ** trainer.config.max_draws
+    uniform = listed[0].double().cpu() / listed.sum().cpu()
+    return ((1 - none) * counts / counts.sum().clamp_min(1) + none * uniform).view(*policy.sizes)
 
 
 def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
-    """π' in every reachable state of a city: flat actions and weights (X, K + 1, n).
+    """What is executed in every reachable state of a city: flat actions and weights (X, K + 1, n).
 
-    n is EXACT_DRAWS, for MASK |A| where that is small. Rows where no draw is valid hold what `decide` executes there.
+    n is EXACT_DRAWS, for MASK |A| where that is small.
     """
-    policy, sizes = trainer.policy, trainer.policy.sizes
+    act = _masked if getattr(trainer.policy, "needs_mask", False) else _drawn
     reachable = torch.from_numpy(exact.reachable(city)).repeat_interleave(city.districts + 1)
     observations = exact.states(city)[reachable].to(trainer.device)
-    actions, weights = [], []
-    for observation in observations.split(chunk):
-        decision, _ = trainer.decide(observation, generator)
-        features = policy.features(observation, decision.mask)
-        if decision.mask is not None and decision.mask.shape[1] <= MASK_TABULATED:
-            flat = torch.arange(decision.mask.shape[1], device=trainer.device).expand(len(observation), -1)
-            weight = features.exp()
-        else:
-            action = policy.sample(features, EXACT_DRAWS, generator).action
-            valid = trainer.oracle(observation, action)
-            flat = torch.where(valid, to_flat(action, sizes), to_flat(decision.action, sizes)[:, None])
-            weight = torch.where(valid.any(-1, keepdim=True), valid, torch.ones_like(valid)).double()
-        actions.append(flat.cpu())
-        weights.append((weight.double() / weight.sum(-1, keepdim=True)).detach().cpu())
-    table = [torch.zeros(len(reachable), rows[0].shape[-1], dtype=rows[0].dtype) for rows in (actions, weights)]
-    for full, rows in zip(table, (actions, weights), strict=True):
-        full[reachable] = torch.cat(rows)
-    return tuple(full.unflatten(0, (-1, city.districts + 1)) for full in table)
+    tables = zip(*(act(trainer, observation, generator) for observation in observations.split(chunk)), strict=True)
+    actions, weights = (torch.cat(rows).detach().cpu() for rows in tables)
+    table = actions, weights.double() / weights.double().sum(-1, keepdim=True)
+    full = [torch.zeros(len(reachable), rows.shape[-1], dtype=rows.dtype) for rows in table]
+    for whole, rows in zip(full, table, strict=True):
+        whole[reachable] = rows
+    return tuple(whole.unflatten(0, (-1, city.districts + 1)) for whole in full)
+
+
+def _masked(trainer: Trainer, observation: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """MASK's flat actions (B, n) and their weights: its probabilities of all of A where that is small, else draws."""
+    policy = trainer.policy
+    everything = all_actions(policy.sizes, trainer.device)
+    mask = ask(trainer.oracle, observation, everything.expand(len(observation), -1, -1))
+    features = policy.features(observation, mask)
+    if len(everything) <= MASK_TABULATED:
+        return torch.arange(len(everything), device=trainer.device).expand_as(mask), features.exp()
+    flat = to_flat(policy.sample(features, EXACT_DRAWS, generator).action, policy.sizes)
+    return flat, torch.ones_like(flat)
+
+
+def _drawn(trainer: Trainer, observation: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat actions (B, n) and which of them are executed, one as often as the other: each row an unbiased estimate.
+
+    They are the valid ones of n = EXACT_DRAWS draws, and of more, up to max_draws, where few of those are; where none
+    is, A is listed, or the fallback asked, as in `rejection.decide`.
+    """
+    policy, oracle, n = trainer.policy, trainer.oracle, min(EXACT_DRAWS, trainer.config.max_draws)
+    sample = policy.sample(policy.features(observation), n, generator)
+    valid = ask(oracle, observation, sample.action)
+    draws, counts = torch.full((len(valid),), n, device=valid.device), dict.fromkeys(COUNTS, 0)
+    config = replace(trainer.config, n_draws=n)
+    sample, valid, n_valid, draws = rejection.redraw(
+        policy, oracle, observation, sample, valid, valid.sum(-1), draws, ENOUGH_VALID, config, generator, counts
+    )
+    flat, none = to_flat(sample.action, policy.sizes), n_valid == 0
+    if none.any():
+        flat[none], valid[none] = _listed(trainer, observation[none], draws[none], n, generator)
+    return flat, valid
+
+
+def _listed(trainer: Trainer, observation: torch.Tensor, draws: torch.Tensor, n: int, generator) -> tuple:
+    """The same where no draw was valid, from all of A: up to n valid actions, any as likely as any other."""
+    sizes, config = trainer.policy.sizes, trainer.config
+    flat = torch.zeros(len(observation), n, dtype=torch.int64, device=observation.device)
+    valid = torch.zeros_like(flat, dtype=torch.bool)
+    if math.prod(sizes) > config.enumerate_limit:
+        counts = dict.fromkeys(COUNTS, 0)
+        action = rejection.without_draws(
+            sizes, trainer.oracle, observation, draws, config, generator, trainer.fallback, counts
+        )
+        flat[:, 0], valid[:, 0] = to_flat(action, sizes), True
+        return flat, valid
+    everything = all_actions(sizes, observation.device)
+    mask = ask(trainer.oracle, observation, everything.expand(len(observation), -1, -1))
+    noise = torch.rand(mask.shape, generator=generator, device=mask.device)
+    order = (mask + noise).topk(min(n, len(everything))).indices  # the valid ones first, shuffled
+    flat[:, : order.shape[1]], valid[:, : order.shape[1]] = order, mask.gather(1, order)
+    return flat, valid

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .policies import Sample, to_digits, to_flat
+from .policies import Sample, to_digits
 
 
 class NoValidActionError(RuntimeError):
@@ -67,11 +67,12 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
             mask = ask(oracle, observation, everything)
             _refuse(observation, mask.any(-1), mask.shape[1])
             counts["asked"] = mask.numel()
-            sample = policy.sample(policy.features(observation, mask), 1, generator)
+            features = policy.features(observation, mask)
+            if features.isnan().any():  # argmax would choose any action then, forbidden ones too
+                raise ValueError("the policy's weights are no numbers any more; lower actor_lr or clip")
+            sample = policy.sample(features, 1, generator)
             ones = torch.ones(B, dtype=torch.int64, device=observation.device)
-            yes = mask.gather(1, to_flat(sample.action, policy.sizes)).squeeze(1)
-            if not yes.all():  # its logits are not finite
-                raise ValueError("the policy drew an action that its mask forbids: its weights are no numbers any more")
+            yes = ones.bool()
             return Decision(
                 observation, mask, sample, yes[:, None], ones, ones, ones - 1, sample.action[:, 0], yes
             ), counts
@@ -84,19 +85,19 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         short = n_valid < needed
         if short.any():
             counts["resamples"] = int(short.sum())
-            sample, valid, n_valid, draws = _redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
+            sample, valid, n_valid, draws = redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
                                                     config, generator, counts)  # fmt: skip
         chosen = _pick(valid, generator)
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
         sampled = valid.any(-1) if counts["resamples"] else torch.ones_like(short)
         if counts["resamples"] and not sampled.all():
             action = action.clone()
-            action[~sampled] = _without_draws(policy.sizes, oracle, observation[~sampled], draws[~sampled], config,
+            action[~sampled] = without_draws(policy.sizes, oracle, observation[~sampled], draws[~sampled], config,
                                               generator, fallback, counts)  # fmt: skip
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled), counts
 
 
-def _redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts):
+def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts):
     """Double the draws of states short of valid ones until they have `needed` or the cap is met; keep S, valid first.
 
     Stopping depends on counts only, so the valid draws stay independent draws from π'.
@@ -124,7 +125,7 @@ def _redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, 
     return sample, valid, n_valid, draws
 
 
-def _without_draws(sizes, oracle, observation, draws, config, generator, fallback, counts) -> Tensor:
+def without_draws(sizes, oracle, observation, draws, config, generator, fallback, counts) -> Tensor:
     """Valid actions (b, D) for states without a valid draw: by enumerating A, else the environment's fallback."""
     if math.prod(sizes) <= config.enumerate_limit:
         everything = all_actions(sizes, observation.device)

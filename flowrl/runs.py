@@ -310,7 +310,8 @@ class Run:
         }  # fmt: skip
         if not all(math.isfinite(summary[name]) for name in ("grad_norm_actor", "grad_norm_critic", "value_loss")):
             raise RecordError(
-                f"{self.path}: the gradient is not finite before step {trainer.env_steps}: training has diverged"
+                f"{self.path}: the gradient is not finite before step {trainer.env_steps}: training has diverged, and "
+                "will again with these settings; lower actor_lr, critic_lr or clip"
             )
         names = ("elbo", "entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "ties")
         self.rows.append(row | {name: summary[name] for name in names})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .a2c import COUNTS, MEANS, Trainer, seeded
 from .encoders import make_encoder
 from .flows import flat_parameters
-from .policies import to_digits
+from .policies import check_size, to_digits
 
 MAX_SLOTS = 2**24  # of the replay buffer: the most categories that torch.multinomial draws from
 
@@ -156,6 +156,7 @@ class WolpertingerTrainer(Trainer):
     """
 
     def __init__(self, config, env, oracle=None):
+        check_size(env.action_sizes, config.policy)
         self.config, self.env, self.device = config, env, env.device
         self.oracle, self.posterior = oracle or env.valid, None
         self.generator = seeded(config.seed, "policy", env.device)

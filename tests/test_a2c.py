@@ -251,6 +251,29 @@ def test_rewards_are_scaled_by_the_spread_of_their_discounted_past():
     assert torch.equal(other.reward_scale.moments, one.reward_scale.moments) and one.reward_scale.moments[0] == 16
 
 
+def test_rewards_without_a_spread_stay_as_they_are():
+    scale = RewardScale(2, 0.9, "cpu")
+    assert torch.equal(scale(torch.full((1, 2), 3.0), torch.tensor([[True, True]])), torch.full((1, 2), 3.0))
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_exact_entropy_counts_in_states_with_a_valid_draw(sampled):
+    """One factored draw a state: its policy's entropy is known exactly, and is left out where A was listed."""
+    one = trainer("factored-iar", correction="none", n_draws=1, max_draws=1, valid_bonus=0.0, entropy=1.0)
+    one.oracle = lambda observation, action: (torch.ones if sampled or action.shape[1] > 1 else torch.zeros)(
+        action.shape[:2], dtype=torch.bool
+    )
+    with torch.no_grad():
+        one.policy.logits.bias += torch.randn(one.policy.logits.bias.shape, generator=torch.Generator().manual_seed(0))
+    decision, _ = one.decide(one.observation, one.generator)
+    zero = torch.zeros(len(one.observation))
+    features = one.policy.features(decision.observation)
+    surrogate = one.policy.score_surrogate(features, decision.sample)
+    _, entropy, regulariser = one._weights(decision, decision.n_valid, zero, features, surrogate)
+    assert entropy > 0
+    assert regulariser.item() == pytest.approx(-entropy.item() * sampled)
+
+
 # ------------------------------------------------------------------------ devices, repeatability, checkpoints
 
 

@@ -28,6 +28,10 @@ YAML = Path(__file__).parent.parent / "experiments.yaml"
         ({"n_draws": 1}, ["n_draws", "leave_one_out", "at least 2"]),
         ({"n_correction": 1}, ["n_correction", "at least 2"]),
         ({"policy": "autoregressive", "latent_kl": 0.1}, ["latent_kl", "0 only"]),
+        ({"correction": "mean", "n_correction": 1}, ["correction mean", "n_draws and n_correction", "at least 2"]),
+        ({"policy": "masked", "latent_kl": 0}, ["leave_one_out", "masked", "only none"]),
+        ({"correction": "none", "n_draws": 1}, ["entropy", "n_draws (1)", "n_correction (64)", "at least 2"]),
+        ({"correction": "none", "n_correction": 1}, ["entropy", "n_draws (64)", "n_correction (1)", "at least 2"]),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(overrides, words):

@@ -154,6 +154,14 @@ def test_a_state_without_valid_actions_is_an_error_that_names_it(kind):
     assert all(word in message for word in ("max_draws", "enumerate_limit", "fallback"))
 
 
+def test_a_masked_policy_without_numbers_draws_nothing():
+    """NaN in the weights would make argmax choose the first action, valid or not."""
+    policy = MaskedPolicy(nn.Linear(1, 4), 4, (3, 3), make_config("none", "mask"))
+    nn.init.constant_(policy.logits.bias, float("nan"))
+    with pytest.raises(ValueError, match="no numbers any more; lower actor_lr or clip"):
+        decide(policy, Oracle(torch.ones(5, 9, dtype=torch.bool), (3, 3)), states(5), settings(), generator())
+
+
 def test_fallback_is_asked_where_enumeration_may_not_be():
     """For the states without a valid draw alone; counted; checked by the oracle."""
     sizes, n = (9, 9, 9), 6

@@ -93,6 +93,62 @@ def test_a_finished_record_is_kept_unless_forced(tmp_path):
     assert forced["config"]["entropy"] == 0.2
 
 
+def test_a_forced_run_that_is_stopped_goes_on(tmp_path):
+    """--force overwrites a finished record; the checkpoint of the new run is not thrown away with it."""
+    runs.train(small(), tmp_path, progress=False)
+    run = runs.Run(small(entropy=0.2), tmp_path)
+    run.stop = True
+    with pytest.raises(runs.Interrupted, match="stopped at 16 steps"):
+        run.train(progress=False)
+    again = runs.Run(small(entropy=0.2), tmp_path)
+    assert again.resume() and again.trainer.env_steps == 16
+    with pytest.raises(runs.RecordError, match="holds the weights of another configuration"):
+        runs.evaluate_checkpoint(run.path)  # the record that stands is still the first one
+    forced = runs.train(small(entropy=0.2), tmp_path, force=True, progress=False)
+    assert forced["config"]["entropy"] == 0.2
+
+
+def test_the_weights_of_an_unfinished_run_are_not_the_records(tmp_path):
+    facts = runs.train(small(), tmp_path, progress=False)
+    runs.Run(small(), tmp_path).save()
+    assert facts["ended"] == runs.train(small(), tmp_path, progress=False)["ended"]
+    with pytest.raises(runs.RecordError, match="is of a run that is not finished"):
+        runs.evaluate_checkpoint(tmp_path / "ERA-v1/iar-a2c/seed0")
+
+
+def test_a_checkpoint_stands_before_the_first_step(tmp_path):
+    """A run that fails keeps its first evaluation, and not the middle of a step."""
+    run = runs.Run(small(), tmp_path)
+    run.trainer.step = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run.train(progress=False)
+    again = runs.Run(small(), tmp_path)
+    assert again.resume()
+    assert (len(again.rows), again.trainer.env_steps) == (1, 0)
+
+
+def test_a_checkpoint_goes_on_where_it_was_made(tmp_path):
+    run = runs.Run(small(), tmp_path)
+    run.made_with["device"] = "cuda"
+    run.save()
+    with pytest.raises(runs.RecordError, match="made on cuda, which alone can go on with it, not cpu"):
+        runs.Run(small(), tmp_path).resume()
+
+
+def test_a_run_that_diverges_says_so(tmp_path):
+    run = runs.Run(small(), tmp_path)
+    step = run.trainer.step
+
+    def diverge():
+        step()
+        run.trainer.sums += float("nan")
+
+    run.trainer.step = diverge
+    with pytest.raises(runs.RecordError, match="not finite before step 320: .* lower actor_lr"):
+        run.train(progress=False)
+    assert not run.path.with_name("seed0.json").exists()
+
+
 def test_a_removed_record_is_trained_anew(tmp_path):
     runs.train(small(), tmp_path, progress=False)
     (tmp_path / "ERA-v1" / "iar-a2c" / "seed0.json").unlink()

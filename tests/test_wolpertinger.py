@@ -4,6 +4,7 @@ against its equation written out, learning against value iteration, repeatabilit
 
 import io
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -215,6 +216,12 @@ def neighbours_best(critic, observation: Tensor, proto: Tensor, k: int) -> tuple
 
 
 @torch.no_grad()
+def test_more_actions_than_can_be_numbered_are_refused():
+    large = SimpleNamespace(action_sizes=(2,) * 64)
+    with pytest.raises(ValueError, match=r"\|A\| is about 10\^19; allowed: fewer than 2\^63"):
+        WolpertingerTrainer(make_config("large", "wol-ddpg"), large)
+
+
 def test_the_critic_chooses_among_the_neighbours():
     one = trainer()
     unsettle(one)
