@@ -9,7 +9,7 @@ bound. `python -m flowrl.search` writes the references of the shipped cities aga
 
 import functools
 import json
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +147,22 @@ def _best_pair(city: City, y: np.ndarray, may: np.ndarray, price: np.ndarray, ga
     y = y.copy()
     y[better, pair[0]], y[better, pair[1]] = np.divmod(best[better], K)
     return y
+
+
+def single_moves(city: City | str | Path, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, D) allocations → (n,), (n,): the return of staying there for an episode, and of moving one resource first, as
+    well as that can be done; −inf where none may move alone."""
+    city = City.load(city)
+    chance, gain = _emergencies(city).sum(0), _gain(city)
+    stay = chance @ city.uncovered + _covered(city, y) @ (chance * gain)
+    best = np.full(len(y), -np.inf)
+    for d, k in product(range(city.resources), range(city.districts)):
+        moved = y.copy()
+        moved[:, d] = k
+        allowed = city.may_move[y[:, d], k] & city.proximate(moved) & (y[:, d] != k)
+        worth = chance @ city.uncovered + _covered(city, moved) @ (chance * gain) - city.cost[y[:, d], k]
+        best = np.where(allowed, np.maximum(best, worth), best)
+    return stay, best
 
 
 def walk(city: City, starts: np.ndarray, target: np.ndarray) -> np.ndarray:

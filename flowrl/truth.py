@@ -145,6 +145,23 @@ def scores(log_prob: Tensor, parameters) -> Tensor:
     return torch.stack([gradient(one, parameters) for one in log_prob])
 
 
+def histogram_scores(policy, features, action: Tensor, n: int, generator=None, batches: int = 20) -> tuple:
+    """∇log π(a|s) of one action (D,) in one state, any flow policy: the mean of ∇log p(v|s) over the draws v with
+    argmax v = a, of n (Fisher's identity), and its standard error from that many batches; both (n parameters,).
+
+    features: of that state, differentiable. ValueError where a batch never draws the action.
+    """
+    parameters, found = list(policy.parameters()), []
+    for _ in range(batches):
+        sample = policy.sample(features, n // batches, generator)
+        latent = sample.latent[:, (sample.action[0] == action).all(-1)]
+        if not latent.shape[1]:
+            raise ValueError(f"no draw of {n // batches} is {action.tolist()}; raise n, or lower batches")
+        found.append(gradient(policy.latent_log_prob(features, latent).mean(), parameters))
+    found = torch.stack(found)
+    return found.mean(0), found.std(0) / batches**0.5
+
+
 def theorem_1_gradient(logits: Tensor, valid: Tensor, q_values: Tensor) -> Tensor:
     """∇_logits Σ_{a∈C} π'(a) Q(a), π' = π/Z on C, the truth of Theorem 1 by autograd: three (K,) → (K,) float64."""
     logits = logits.detach().double().requires_grad_()

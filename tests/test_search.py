@@ -38,6 +38,24 @@ def replayed(city, path, episodes=1):
     return total.numpy()
 
 
+def test_single_moves_against_every_one_of_them(crowd):
+    """Every start, every district for every resource: allowed by hops and pairs themselves, worth its exact return."""
+    y, worth = crowd.starts, {}
+    stay, best = search.single_moves(crowd, y)
+    path = np.stack([y] * (crowd.horizon + 1))
+    np.testing.assert_allclose(stay, search.expected_return(crowd, path))
+    for n, d, k in itertools.product(range(len(y)), range(crowd.resources), range(crowd.districts)):
+        to = y[n].copy()
+        to[d] = k
+        near = all(crowd.hops[to[i], to[j]] <= limit for i, j, limit in crowd.proximity)
+        if k != y[n, d] and crowd.hops[y[n, d], k] <= crowd.max_hops and near:
+            worth.setdefault(n, []).append(
+                search.expected_return(crowd, np.stack([y[n : n + 1]] + [to[None]] * 100))[0]
+            )
+    np.testing.assert_allclose(best, [max(worth.get(n, [-np.inf])) for n in range(len(y))])
+    assert (best > stay).any() and (best < stay).any()
+
+
 @pytest.mark.parametrize("version", range(1, 6))
 def test_the_search_finds_the_exact_go_and_stay_and_the_random_return(version):
     city = City.load(f"ERA-v{version}")

@@ -27,6 +27,7 @@ from flowrl.truth import (
     gradient_batches,
     gradient_outcomes,
     histogram_log_probs,
+    histogram_scores,
     log_probs,
     marginal_log_probs,
     region_log_probs,
@@ -193,6 +194,26 @@ def test_scores_against_finite_differences():
                 values.append(log_probs(policy, policy.features(STATES))[0])
                 bias[k] -= sign * step
             torch.testing.assert_close(found[:, at + k], (values[0] - values[1]) / (2 * step), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+def test_scores_of_a_coupled_policy(coupling):
+    """From 400,000 draws, against the gradient of a quadrature fine enough for the couplings' kinks (z < 5)."""
+    policy = make((2,), coupling=coupling, base_scale="learned")
+    features, parameters = policy.features(STATES[:1]), list(policy.parameters())
+    exact = gradient(log_probs(policy, features, nodes=1000)[0, 1], parameters)
+    found, error = histogram_scores(policy, features, torch.tensor([1]), 400_000, generator())
+    moved = error > 0
+    assert ((found - exact).abs()[moved] < 5 * error[moved]).all()
+    assert (found[~moved] == 0).all() and (exact[~moved].abs() < 1e-6).all()  # units that hardly any draw switches on
+    assert (exact.abs() > 10 * error)[moved].sum() > 5  # told apart from zero
+
+
+def test_scores_of_what_is_never_drawn():
+    policy = make((3,), n_couplings=0, std=0.0)
+    policy.mean.bias.data.copy_(tensor(0.0, 0.0, -40.0))
+    with pytest.raises(ValueError, match=r"no draw of 50 is \[2\]; raise n"):
+        histogram_scores(policy, policy.features(STATES[:1]), torch.tensor([2]), 1000, generator())
 
 
 # ----------------------------------------------------------------------------------- outcomes of a tabular policy

@@ -31,14 +31,16 @@ Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B,
 def per_action(fn: Callable[[np.ndarray, np.ndarray], bool]) -> Oracle:
     """The batched oracle of a function that judges one action: fn(observation (…), action (D,)) → bool.
 
-    In each state a repeated action is judged once, so `fn` must depend on its arguments alone. ValueError where it
-    returns anything but True or False.
+    A Discrete space has D = 1, and an array of one bool will do, so that `action < 4` works there, too. In each state a
+    repeated action is judged once: `fn` must depend on its arguments alone. ValueError where it returns anything else.
     """
     if not callable(fn):
         raise ValueError(f"per_action was given {type(fn).__name__}; it takes a function (observation, action) → bool")
 
     def judged(state: np.ndarray, action: np.ndarray) -> bool:
         answer = fn(state, action)
+        if isinstance(answer, np.ndarray) and answer.size == 1:
+            answer = answer.item()
         if not isinstance(answer, bool | np.bool_):
             raise ValueError(f"the oracle returned {answer!r} for action {action.tolist()}; it must return a bool")
         return bool(answer)
