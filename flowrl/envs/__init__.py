@@ -1,7 +1,8 @@
 """Environments: batched torch simulators for training, gymnasium ids for everybody else.
 
 `gymnasium.make("flowrl/ERA-v4")`, `…-v4-tight`, `…-v4-free`; `gymnasium.make("flowrl/City", city="city.json")` for a
-user's own; the same ids in `gymnasium.make_vec`. The games with a hidden incident have ids, too: `flowrl/ERA-Partial`.
+user's own; the same ids in `gymnasium.make_vec`. So have the games with a hidden incident, `flowrl/ERA-Partial`, and
+Pistonball, `flowrl/Pistonball-v1`.
 """
 
 import functools
@@ -21,7 +22,7 @@ CLASSIC = {"CartPole-v1": BatchedCartPole, "Acrobot-v1": BatchedAcrobot}
 _CITIES = City.names()
 _PISTONBALL = [f"Pistonball-{version}" for version in ("v1", "v2", "v3", "v1-cstr", "v2-cstr")]
 # v1..v5 are sizes, not releases: gymnasium would call all but the largest "out of date"
-warnings.filterwarnings("ignore", message=r".*The environment flowrl/ERA-v\d is out of date")
+warnings.filterwarnings("ignore", message=r".*The environment flowrl/(ERA|Pistonball)-v\d is out of date")
 
 
 def names() -> list[str]:
@@ -79,6 +80,8 @@ def digest(name: str | Path) -> str:
 
 
 register()
+for _name in _PISTONBALL:
+    gymnasium.register(f"flowrl/{_name}", entry_point="flowrl.envs.pistonball:PistonballEnv", kwargs={"name": _name})
 for _name in [*_CITIES, "City"]:
     gymnasium.register(
         f"flowrl/{_name}",
