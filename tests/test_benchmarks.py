@@ -1,5 +1,6 @@
 """What the benchmarks time is what it says: the oracle in plain Python, the cities of the scaling figure."""
 
+import pandas as pd
 import torch
 
 from benchmarks import cost
@@ -7,6 +8,7 @@ from flowrl.a2c import seeded
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
+from flowrl.runs import ROOT
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():
@@ -42,3 +44,16 @@ def test_share_is_that_of_every_action():
     observation = env.observe(starts, torch.zeros(len(starts), dtype=torch.int64))
     valid = env.valid(observation, all_actions((10, 10), "cpu").expand(len(starts), -1, -1))
     assert abs(float(valid.double().mean()) - cost.share(city)) < 1e-12
+
+
+def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():
+    """In each environment: equal settings of seeds and steps, returns whose ranges meet, and at least their speed."""
+    rows = pd.read_csv(ROOT / "data/comparisons/sb3.csv")
+    for env, group in rows.groupby("env"):
+        ours, theirs = (group[group["method"].str.startswith("flowrl") == is_ours] for is_ours in (True, False))
+        assert sorted(ours["seed"]) == sorted(theirs["seed"]) == [0, 1, 2], env
+        assert set(group["env_steps"]) == {200_000}, env
+        assert ours["return_mean"].max() >= theirs["return_mean"].min(), env
+        assert theirs["return_mean"].max() >= ours["return_mean"].min(), env
+        assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), env
+    assert set(rows["env"]) == {"CartPole-v1", "Acrobot-v1", "ERA-v1"}
