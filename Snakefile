@@ -50,7 +50,8 @@ COMPUTED = {
     "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
         "envs/city search",
-        "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png",
+        "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png"
+        " figB_large_stuck.pdf figB_large_stuck.png",
     ),
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
     "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA2.csv"),

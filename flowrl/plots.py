@@ -6,7 +6,7 @@ same once more. What is drawn comes from records alone: nothing here trains, sam
 
 import logging
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -271,18 +271,20 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
 
 
 def against(
-    runs: list[Record], x: list[float], xlabel: str, panels: dict[str, list[float]], title: str, note: str = ""
-) -> Figure:
-    """A panel an entry of `panels`, a value a run by its label: a marker a run, against x on a logarithmic axis."""
-    looks = [method(run.facts["label"]) for run in runs]
+    runs: list[Record], titles: dict[str, str], x: Sequence[float], xlabel: str, panels: dict[str, Sequence[float]],
+    title: str, note: str = "",
+) -> Figure:  # fmt: skip
+    """A panel an entry of `panels` (its label: a value a run), a marker a run, against x on a logarithmic axis."""
+    looks, labels = variants(titles), np.array([run.facts["label"] for run in runs])
     with style():
-        fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), squeeze=False, layout="constrained")
-        for ax, (label, values) in zip(axes[0], panels.items(), strict=True):
-            for look in dict.fromkeys(looks):
-                points = [(at, value) for at, value, its in zip(x, values, looks, strict=True) if its == look]
-                ax.plot(*zip(*points, strict=True), look.marker, color=look.colour, alpha=0.75, label=look.name)
-            ax.set(xscale="log", xlabel=xlabel, ylabel=label)
-        _legend_and_caption(fig, axes, runs, title, len(panels), "Markers: one a seed", note)
+        fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 4.2), squeeze=False, layout="constrained")
+        for ax, (ylabel, values) in zip(axes[0], panels.items(), strict=True):
+            for label, look in looks.items():
+                its = labels == label
+                ax.plot(np.asarray(x)[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.75,
+                        label=look.name)  # fmt: skip
+            ax.set(xscale="log", xlabel=xlabel, title=textwrap.fill(ylabel, 26))
+        _legend_and_caption(fig, axes, runs, title, len(titles), "Markers: one a seed", note)
     return fig
 
 

@@ -279,8 +279,13 @@ def test_experiments_are_drawn_by_a_notebook_that_names_them():
 
 
 def test_the_readmes_links_lead_somewhere():
-    """Files of the project, and no placeholder left behind."""
+    """Files of the project, cells of its notebooks, and no placeholder left behind."""
     text = (ROOT / "README.md").read_text()
+    cells = re.findall(r"\[(\d\d), `([\w-]+)`\]\((notebooks/(\d\d)_\w+\.ipynb)#cell-id=([\w-]+)\)", text)
+    assert len(cells) == text.count("#cell-id=") > 20
+    for number, named, path, found, cell in cells:
+        assert (number, named) == (found, cell)
+        assert cell in {c.id for c in nbformat.read(ROOT / path, 4).cells}, (path, cell)
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert len(links) > 20
     assert not [link for link in links if not (ROOT / link).exists()]
