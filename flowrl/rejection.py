@@ -37,7 +37,10 @@ def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
     valid = oracle(observation, action)
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != action.shape[:2]:
         got = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
-        raise ValueError(f"the oracle returned {got}; it must return a torch.bool tensor {tuple(action.shape[:2])}")
+        raise ValueError(
+            f"the oracle returned {got}; it must return a torch.bool tensor {tuple(action.shape[:2])} for actions "
+            f"{tuple(action.shape)} (flowrl.per_action makes one of a function that judges one action)"
+        )
     return valid
 
 

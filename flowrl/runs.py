@@ -384,7 +384,10 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     state = load_checkpoint(weights, chosen)
     config = TrainConfig(**state["config"])
     if _with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
-        raise RecordError(f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}")
+        raise RecordError(
+            f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}, or the city's file "
+            "has changed since"
+        )
     if _with_suffix(path, ".json").exists() and not state["finished"]:
         raise RecordError(f"{weights} is of a run that is not finished, {_with_suffix(path, '.json')} of another one")
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))

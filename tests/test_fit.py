@@ -190,7 +190,7 @@ def test_errors_are_one_line(env, arguments, said):
         (
             [10] * 6,
             "mask",
-            r"^\|A\| is 1,000,000: masked policies list them all, at most 200,000; iar-a2c and ar-iar only draw$",
+            r"^\|A\| is 1,000,000: masked policies list them all, at most 200,000; methods with iar only draw$",
         ),
         ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies list"),
         ([2] * 63, "iar-a2c", r"^\|A\| is about 10\^19; allowed: fewer than 2\^63 actions$"),

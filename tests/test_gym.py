@@ -184,7 +184,7 @@ def test_the_refusal_uses_the_environments_own_observation():
 )
 def test_oracles_that_answer_something_else(oracle, said):
     batch = GymBatched(Counter, 2, oracle=oracle)
-    with pytest.raises(ValueError, match=rf"^the oracle returned .*{said}.*; it must return .*\(2, 7\)$"):
+    with pytest.raises(ValueError, match=rf"^the oracle returned .*{said}.*; it must return .*\(2, 7\) for actions "):
         batch.valid(torch.zeros(2, 2), torch.zeros(2, 7, 3, dtype=torch.int64))
 
 
@@ -197,6 +197,16 @@ def test_valid_checks_its_arguments():
     for actions in (torch.zeros(2, 3), torch.zeros(3, 3).long(), torch.zeros(2, 2).long()):
         with pytest.raises(ValueError, match="^actions are torch"):
             batch.step(actions)
+
+
+@pytest.mark.parametrize("name", ["ERA-v4", "Joint-Cstr", "Pistonball-v1-cstr"])
+def test_our_own_constraints_are_not_lost_on_the_way_through_gymnasium(name):
+    """Made by gymnasium they do not bring their oracle along: without one they are refused, with one they are not."""
+    with pytest.raises(ValueError, match="has constraints .* no oracle was given"):
+        GymBatched(lambda: gymnasium.make(f"flowrl/{name}"), 2)
+    GymBatched(lambda: gymnasium.make(f"flowrl/{name}"), 2, oracle=per_action(lambda o, a: True))
+    if name == "ERA-v4":
+        GymBatched(lambda: gymnasium.make("flowrl/ERA-v4-free"), 2)
 
 
 def test_per_action():

@@ -224,7 +224,8 @@ WRONG = {
 def test_what_an_oracle_may_not_return(got):
     with pytest.raises(ValueError) as error:
         decide(Uniform(3, 3), lambda observation, action: WRONG[got](action), states(2), settings(), generator())
-    assert str(error.value) == f"the oracle returned {got}; it must return a torch.bool tensor (2, 8)"
+    said = f"the oracle returned {got}; it must return a torch.bool tensor (2, 8) for actions (2, 8, 2) "
+    assert str(error.value).startswith(said) and "flowrl.per_action" in str(error.value)
 
 
 def test_ask_returns_the_answer():

@@ -61,10 +61,9 @@ def constrained(name: str | Path) -> bool:
     if name in _PISTONBALL:
         return name.endswith("-cstr")
     try:
-        city = City.load(name)
+        return City.load(name).constrained
     except CityError:
         return False
-    return not (city.may_move.all() and not city.proximity)
 
 
 def digest(name: str | Path) -> str:

@@ -108,6 +108,11 @@ class City:
         return City.from_dict(self.to_dict() | unbound, f"{self.name}-free")
 
     @property
+    def constrained(self) -> bool:
+        """Whether any action is refused anywhere."""
+        return bool(self.proximity) or not self.may_move.all()
+
+    @property
     def allocations(self) -> int:
         """K^D, which is also the number of actions."""
         return self.districts**self.resources

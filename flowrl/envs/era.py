@@ -164,6 +164,7 @@ class ERAEnv(gymnasium.Env):
 
     def __init__(self, city: City | str | Path, render_mode: str | None = None):
         self.city, self.render_mode = City.load(city), render_mode
+        self.constrained = self.city.constrained
         self.observation_space = Box(0.0, 1.0, (self.city.districts, 2 + self.city.resources), np.float32)
         self.action_space = MultiDiscrete([self.city.districts] * self.city.resources)
 

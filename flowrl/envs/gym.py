@@ -67,7 +67,8 @@ class GymBatched:
     A general environment has no "no move" to fall back on: `step` asks the oracle itself, on the observations that it
     gave out last, counts what it refuses in `violations` and raises a ValueError instead of executing anything.
 
-    Raises ValueError for an environment that can't be made, or whose actions or observations don't fit.
+    Raises ValueError for an environment that can't be made, whose actions or observations don't fit, or that says by an
+    attribute `constrained` that it refuses actions, where no oracle tells which.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class GymBatched:
         self._given_fallback = fallback
         self.fallback = None if fallback is None else self._fallback
         self._vector, self._given_space = _vector(env, n_envs)
+        if oracle is None and getattr(self._vector.envs[0].unwrapped, "constrained", False):
+            raise ValueError(
+                "the environment has constraints (it says so: env.constrained) and no oracle was given; one of "
+                "flowrl's own is asked itself where it is given by its name"
+            )
         self.action_sizes, start = _sizes_and_start(self._vector.single_action_space)
         self.observation_shape = self._vector.single_observation_space.shape
         self._sizes = torch.tensor(self.action_sizes, device=self.device)

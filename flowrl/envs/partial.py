@@ -173,6 +173,7 @@ class PartialEnv(gymnasium.Env):
 
     def __init__(self, name: str | Game, window: int = 1, render_mode: None = None):
         self.game, self.render_mode = Game.load(name), render_mode
+        self.constrained = not self.game.valid.all()
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1")
         self.observation_space = Box(0.0, 1.0, (window,), np.float32)
