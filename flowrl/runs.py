@@ -385,8 +385,8 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     config = TrainConfig(**state["config"])
     if _with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
         raise RecordError(
-            f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}, or the city's file "
-            "has changed since"
+            f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}, or the city's "
+            "file has changed since"
         )
     if _with_suffix(path, ".json").exists() and not state["finished"]:
         raise RecordError(f"{weights} is of a run that is not finished, {_with_suffix(path, '.json')} of another one")
