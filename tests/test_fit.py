@@ -84,7 +84,8 @@ def test_learns_an_assignment_problem(method, oracle, steps, least):
 
 
 @pytest.mark.parametrize(
-    ("env", "n"), [("CartPole-v1", 1), ("ERA-v1", 20), (lambda: gymnasium.make("flowrl/ERA-v1", city="ERA-v1"), 20)]
+    ("env", "n"),
+    [("CartPole-v1", 1), ("ERA-v1", 20), (lambda: gymnasium.make("flowrl/ERA-v1", city="ERA-v1-free"), 20)],
 )
 def test_act_drives_the_plain_environment(env, n):
     trainer = flowrl.fit(env, steps=64, **FAST)
