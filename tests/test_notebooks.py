@@ -39,9 +39,13 @@ def execute(path, tmp_path, **parameters):
     """Run a notebook as the Snakefile does, on its own records; its figures go to a temporary folder."""
     link_records(path, tmp_path / "runs")
     parameters |= {"data_dir": str(tmp_path / "runs"), "figure_dir": str(tmp_path / "figures")}
-    return papermill.execute_notebook(
-        path, tmp_path / path.name, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT
-    )
+    how = dict(kernel_name="python3", progress_bar=False, cwd=ROOT, execution_timeout=240, start_timeout=200)
+    for attempts_left in (1, 0):  # on busy cores a kernel's answer is lost now and then, and never comes
+        try:
+            return papermill.execute_notebook(path, tmp_path / path.name, parameters, **how)
+        except TimeoutError:
+            if not attempts_left:
+                raise
 
 
 def test_form(path):
