@@ -89,14 +89,14 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         if short.any():
             counts["resamples"] = int(short.sum())
             sample, valid, n_valid, draws = redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
-                                                    config, generator, counts)  # fmt: skip
+                                                   config, generator, counts)  # fmt: skip
         chosen = _pick(valid, generator)
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
         sampled = valid.any(-1) if counts["resamples"] else torch.ones_like(short)
         if counts["resamples"] and not sampled.all():
             action = action.clone()
             action[~sampled] = without_draws(policy.sizes, oracle, observation[~sampled], draws[~sampled], config,
-                                              generator, fallback, counts)  # fmt: skip
+                                             generator, fallback, counts)  # fmt: skip
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled), counts
 
 
