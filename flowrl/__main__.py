@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import config, envs, evaluation, runs
+from . import config, envs, evaluation, runs, search
 from .rejection import NoValidActionError
 
 
@@ -86,6 +86,7 @@ def command_line() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=_count, default=0, metavar="K", help="seed of the generator (default 0)")
     generate.add_argument("--max-hops", type=_count, default=3, metavar="H", help="hops a move may take (default 3)")
     generate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .json file")
+    generate.add_argument("--force", action="store_true", help="overwrite a file")
 
     listing = commands.add_parser("list", help="environments, methods, experiments")
     listing.add_argument("--settings", action="store_true", help="every setting: type or choices, default, meaning")
@@ -130,9 +131,13 @@ def _evaluate(args) -> None:
 def _generate(args) -> None:
     if args.out.suffix != ".json":
         raise config.ConfigError(f"--out is {args.out}; it must end in .json, as environments are told apart by it")
+    if args.out.exists() and not args.force:
+        raise config.ConfigError(f"{args.out} is there already; --force overwrites it")
     pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
-    envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair).to_json(args.out)
-    print(f"{args.out}: {args.districts} districts, {args.resources} resources")
+    city = envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair)
+    city.to_json(args.out)
+    share = f", {100 * search.valid_fraction(city):.3g} % of them valid at the start" if city.countable else ""
+    print(f"{args.out}: {args.districts} districts, {args.resources} resources, {city.allocations:,} actions{share}")
 
 
 def _list(args) -> None:

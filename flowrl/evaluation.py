@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .envs.era import BatchedERA
 from .envs.partial import BatchedPartial
 from .policies import to_flat
-from .rejection import all_actions, ask
+from .rejection import ask, ask_all
 
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
 ENOUGH_VALID = 64  # valid ones among them below which more are drawn
@@ -66,13 +66,12 @@ def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16)
     """What is executed on a constant observation, (K, K): π' from the valid ones of n draws, and, with the chance that
     none of max_draws is valid, uniformly any valid action."""
     policy, observation, mask = trainer.policy, trainer.observation[:1], None
-    everything = all_actions(policy.sizes, observation.device)
-    listed = ask(trainer.oracle, observation, everything[None])
+    listed = ask_all(trainer.oracle, observation, policy.sizes)
     if getattr(policy, "needs_mask", False):
         mask = listed
     sample = policy.sample(policy.features(observation, mask), n, generator)
     valid = ask(trainer.oracle, observation, sample.action)[0]
-    counts = to_flat(sample.action[0][valid], policy.sizes).bincount(minlength=len(everything)).double().cpu()
+    counts = to_flat(sample.action[0][valid], policy.sizes).bincount(minlength=listed.shape[1]).double().cpu()
     none = (1 - valid.double().mean().cpu()) ** trainer.config.max_draws
     uniform = listed[0].double().cpu() / listed.sum().cpu()
     return ((1 - none) * counts / counts.sum().clamp_min(1) + none * uniform).view(*policy.sizes)
@@ -98,11 +97,10 @@ def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 12
 def _masked(trainer: Trainer, observation: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
     """MASK's flat actions (B, n) and their weights: its probabilities of all of A where that is small, else draws."""
     policy = trainer.policy
-    everything = all_actions(policy.sizes, trainer.device)
-    mask = ask(trainer.oracle, observation, everything.expand(len(observation), -1, -1))
+    mask = ask_all(trainer.oracle, observation, policy.sizes)
     features = policy.features(observation, mask)
-    if len(everything) <= MASK_TABULATED:
-        return torch.arange(len(everything), device=trainer.device).expand_as(mask), features.exp()
+    if mask.shape[1] <= MASK_TABULATED:
+        return torch.arange(mask.shape[1], device=trainer.device).expand_as(mask), features.exp()
     flat = to_flat(policy.sample(features, EXACT_DRAWS, generator).action, policy.sizes)
     return flat, torch.ones_like(flat)
 
@@ -139,9 +137,8 @@ def _listed(trainer: Trainer, observation: torch.Tensor, draws: torch.Tensor, n:
         )
         flat[:, 0], valid[:, 0] = to_flat(action, sizes), True
         return flat, valid
-    everything = all_actions(sizes, observation.device)
-    mask = ask(trainer.oracle, observation, everything.expand(len(observation), -1, -1))
+    mask = ask_all(trainer.oracle, observation, sizes)
     noise = torch.rand(mask.shape, generator=generator, device=mask.device)
-    order = (mask + noise).topk(min(n, len(everything))).indices  # the valid ones first, shuffled
+    order = (mask + noise).topk(min(n, mask.shape[1])).indices  # the valid ones first, shuffled
     flat[:, : order.shape[1]], valid[:, : order.shape[1]] = order, mask.gather(1, order)
     return flat, valid

@@ -298,8 +298,9 @@ def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
         ax.plot(scores.clip(-0.05), np.full(len(scores), row), look.marker, color=look.colour, alpha=0.75, markersize=6)
         ax.plot(max(scores.mean(), -0.05), row, "|", color="black", markersize=14)
     stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
-    ax.axvline(stay, color=GREY, linestyle=":", linewidth=1.2)
-    ax.axvline(1, color="black", linestyle="--", linewidth=1.2)
+    for x, name, side, dashes in ((stay, "go and stay ", "right", ":"), (1, " optimum", "left", "--")):
+        ax.axvline(x, color=GREY if dashes == ":" else "black", linestyle=dashes, linewidth=1.2)
+        ax.text(x, 1, name, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=9, color=GREY)
     ax.set_yticks(range(len(groups)), [looks[label].name for label in groups])
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_xlabel("final normalised score")

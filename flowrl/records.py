@@ -1,5 +1,6 @@
 """The records of an experiment, read back: what plots and tables are made of."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,9 +70,9 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
             "exact_return": facts["final_exact_return"],
             "optimum": (facts["reference"] or {}).get("optimal"),
             "normalised": facts["final_normalised"],
-            "exact_score": _exact(normalised_score, facts),
+            "exact_score": normalised_score(facts["final_exact_return"], facts["reference"]),
             "plateau_gain": facts["final_plateau_gain"],
-            "exact_gain": _exact(plateau_gain, facts),
+            "exact_gain": plateau_gain(facts["final_exact_return"], facts["reference"]),
             "violations": facts["violations"],
             "enumerated_share": facts["final_enumerated_share"],
             "train_enumerated_share": facts["train_enumerated_share"],
@@ -82,12 +83,6 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _exact(measure, facts: dict) -> float | None:
-    """A measure (a score or a gain) of the final policy's exact return, where that is known."""
-    exact = facts["final_exact_return"]
-    return None if exact is None else measure(exact, facts["reference"])
-
-
 def _commit(facts: dict) -> str:
     """Seven digits, with + where the code differed from the commit."""
     return (facts["commit"] or "none")[:7] + "+" * facts["dirty"]
@@ -95,7 +90,7 @@ def _commit(facts: dict) -> str:
 
 def curves_drawn(records: list[Record]) -> str:
     """What `plots.learning_curve` draws: of three seeds, all that a bootstrap knows is the least and the greatest."""
-    most = max(_seeds(records))
+    most = max(_seeds(records).values())
     if most == 1:
         return "Line: the one run"
     if most <= 3:
@@ -103,8 +98,9 @@ def curves_drawn(records: list[Record]) -> str:
     return "Line: interquartile mean over seeds; band: its 95 % bootstrap interval"
 
 
-def _seeds(records: list[Record]) -> list[int]:
-    return [len(group) for runs in by_environment(records).values() for group in by_label(runs).values()]
+def _seeds(records: list[Record]) -> Counter:
+    """How many seeds each run has, by environment and label."""
+    return Counter((record.facts["environment"], record.facts["label"]) for record in records)
 
 
 def caption(records: list[Record], drawn: str = "") -> str:
@@ -112,11 +108,13 @@ def caption(records: list[Record], drawn: str = "") -> str:
 
     drawn: what lines, bands and markers are; default as `curves_drawn` says.
     """
-    seeds = _seeds(records)
+    most = max(_seeds(records).values())
+    fewer = ", ".join(dict.fromkeys(f"{label} {n}" for (_, label), n in _seeds(records).items() if n < most))
+    seeds = f"{most} seed{'s' * (most > 1)} a run" + f" ({fewer})" * bool(fewer)
     configs = [record.facts["config"] for record in records]
     commits = sorted({_commit(record.facts) for record in records})
     text = (
-        f"Scale {_span((record.scale for record in records), str)}: {_span(seeds)} seed{'s' * (max(seeds) > 1)} a run, "
+        f"Scale {_span((record.scale for record in records), str)}: {seeds}, "
         f"{_span(config['steps'] for config in configs)} environment steps, evaluated every "
         f"{_span(config['eval_every'] for config in configs)} steps over {_span(c['eval_episodes'] for c in configs)} "
         f"episodes and at the end over {_span(c['final_episodes'] for c in configs)}. "

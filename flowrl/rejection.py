@@ -49,6 +49,11 @@ def all_actions(sizes: tuple[int, ...], device) -> Tensor:
     return to_digits(torch.arange(math.prod(sizes), device=device), sizes)
 
 
+def ask_all(oracle, observation: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """The oracle's answer for all of A, in the order of `all_actions`: (B, |A|) bool."""
+    return ask(oracle, observation, all_actions(sizes, observation.device).expand(len(observation), -1, -1))
+
+
 def _pick(valid: Tensor, generator) -> Tensor:
     """Uniformly one of the valid ones in each row: (B, S) bool → (B,) int64."""
     noise = torch.rand(valid.shape, generator=generator, device=valid.device)
@@ -66,8 +71,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
     B, S = len(observation), config.n_draws
     with torch.no_grad():
         if getattr(policy, "needs_mask", False):
-            everything = all_actions(policy.sizes, observation.device).expand(B, -1, -1)
-            mask = ask(oracle, observation, everything)
+            mask = ask_all(oracle, observation, policy.sizes)
             _refuse(observation, mask.any(-1), mask.shape[1])
             counts["asked"] = mask.numel()
             features = policy.features(observation, mask)
@@ -131,12 +135,11 @@ def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, c
 def without_draws(sizes, oracle, observation, draws, config, generator, fallback, counts) -> Tensor:
     """Valid actions (b, D) for states without a valid draw: by enumerating A, else the environment's fallback."""
     if math.prod(sizes) <= config.enumerate_limit:
-        everything = all_actions(sizes, observation.device)
-        valid = ask(oracle, observation, everything.expand(len(observation), -1, -1))
+        valid = ask_all(oracle, observation, sizes)
         counts["enumerations"] += len(observation)
         counts["asked"] += valid.numel()
-        _refuse(observation, valid.any(-1), len(everything))
-        return everything[_pick(valid, generator)]
+        _refuse(observation, valid.any(-1), valid.shape[1])
+        return to_digits(_pick(valid, generator), sizes)
     action = None if fallback is None else fallback(observation)
     if action is None:
         _refuse(observation, torch.zeros(len(observation), dtype=torch.bool, device=observation.device), int(draws[0]))

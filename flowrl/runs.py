@@ -398,9 +398,9 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     evaluator = Evaluator(config, chosen)
     n = config.final_episodes if episodes is None else episodes
     mean, sem, _ = evaluator.episodes(trainer, n, "final")
-    known = reference(env)
+    known, exact = reference(env), evaluator.exact_return(trainer)
     found = {"normalised": normalised_score(mean, known), "plateau_gain": plateau_gain(mean, known),
-             "exact_return": evaluator.exact_return(trainer)}  # fmt: skip
+             "exact_return": exact, "exact_score": normalised_score(exact, known)}  # fmt: skip
     found = {name: value for name, value in found.items() if value is not None}
     measured = {"env_steps": trainer.env_steps, "episodes": n, "return_mean": mean, "return_sem": sem}
     return measured | found | {"violations": evaluator.violations}

@@ -44,7 +44,7 @@ def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 
 
 def normalised_score(returns, reference: dict | None):
-    """0 at the return of uniformly drawn valid actions, 1 at the optimum; None where these are not known.
+    """0 at the return of uniformly drawn valid actions, 1 at the optimum; None where they or these are not known.
 
     reference: as in a record, returns by name.
     """
@@ -54,11 +54,11 @@ def normalised_score(returns, reference: dict | None):
 def plateau_gain(returns, reference: dict | None):
     """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies.
 
-    None where these are not known.
+    None where they or these are not known.
     """
     return _between(returns, reference, "go_and_stay", "optimal")
 
 
 def _between(returns, reference: dict | None, low: str, high: str):
     low, high = ((reference or {}).get(name) for name in (low, high))
-    return None if low is None or high is None else (returns - low) / ((high - low) or np.nan)
+    return None if None in (low, high) or returns is None else (returns - low) / ((high - low) or np.nan)

@@ -174,6 +174,17 @@ def test_what_cannot_be_done_is_one_line(capsys, tmp_path, monkeypatch, words, n
     assert not list(tmp_path.iterdir())
 
 
+def test_a_city_is_not_overwritten_unasked(capsys, tmp_path):
+    city = tmp_path / "town.json"
+    command = ["generate", "--districts", 5, "--resources", 2, "--out", city, "--seed"]
+    status, said, _ = run(capsys, *command, 1)
+    assert status == 0 and f"25 actions, {100 * exact.optimum(city)['valid_fraction']:.3g} % of them valid" in said
+    first = city.read_text()
+    status, _, error = run(capsys, *command, 2)
+    assert status == 2 and "--force" in error and city.read_text() == first
+    assert run(capsys, *command, 2, "--force")[0] == 0 and city.read_text() != first
+
+
 def test_a_city_of_one_resource(capsys, tmp_path):
     path = tmp_path / "one.json"
     assert run(capsys, "generate", "--districts", 5, "--resources", 1, "--out", path)[0] == 0

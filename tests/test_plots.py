@@ -110,7 +110,7 @@ def test_environments_fills_columns_legend_and_caption(fake_records):
     fig = plots.environments(groups, "Return")
     assert [ax.get_title() for ax in fig.axes[:4]] == list(groups)
     assert len(fig.legends[0].texts) == len({run.facts["label"] for runs in groups.values() for run in runs})
-    assert fig.get_supxlabel().startswith("Scale quick: 1 to 3 seeds")
+    assert fig.get_supxlabel().startswith("Scale quick: 3 seeds a run (wol-ddpg 1)")
 
 
 def test_variants_look_different_and_methods_keep_theirs():

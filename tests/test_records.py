@@ -74,7 +74,9 @@ def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
     assert "0123456" in text
     assert "the one run" in text
     assert "WARNING" not in text
-    text = caption(load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick"))
+    found = load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick")
+    assert "3 seeds a run (iar-a2c 2), 200,000" in caption(found[1:])
+    text = caption(found)
     assert "3 seeds a run, 200,000" in text
     assert "from the least to the greatest" in text
     assert "0123456+" in text

@@ -193,6 +193,8 @@ def test_evaluating_the_weights_gives_the_records_numbers(tmp_path):
     found = runs.evaluate_checkpoint(tmp_path / "ERA-v1" / "iar-a2c" / "seed0.json")
     assert found["return_mean"] == facts["final_return_mean"]
     assert found["exact_return"] == facts["final_exact_return"]
+    worst, best = (facts["reference"][name] for name in ("uniform_valid", "optimal"))
+    assert found["exact_score"] == pytest.approx((facts["final_exact_return"] - worst) / (best - worst))
 
 
 def test_records_of_another_schema_are_refused(tmp_path):
