@@ -170,7 +170,6 @@ for notebook in NOTEBOOKS:
             f"Running notebooks/{notebook}.ipynb"
         log:
             f"{BUILD}/logs/{notebook}.log",
-        retries: 2  # on busy cores a kernel's answer is lost now and then, and papermill would wait for it for ever
         shell:
             "{PYTHON} -m papermill {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
             " --execution-timeout 400 --start-timeout 200"
