@@ -375,7 +375,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
 
 
 def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "auto") -> dict:
-    """Final evaluation of the weights in <path>.pt: return, its standard error, normalised score, exact return."""
+    """Final evaluation of the weights in <path>.pt: return, its standard error, exact return, scores."""
     chosen, weights = make_device(device), _with_suffix(path, ".pt")
     if not weights.exists() and _with_suffix(path, ".json").exists():
         facts = read_facts(path)

@@ -193,6 +193,8 @@ def test_final_strip_shows_exact_scores_their_mean_and_the_plateau():
     np.testing.assert_allclose(seeds_b, [0.5, -0.05])  # what lies far below random is shown at the edge
     np.testing.assert_allclose(mean_b, -0.05)
     assert (stay[0], optimum[0]) == (0.8, 1)
+    named = {text.get_text().strip(): text.get_position()[0] for text in ax.texts}
+    assert named == {"go and stay": 0.8, "optimum": 1}
     assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
     low, high = ax.get_ylim()
     assert low > high  # the first run on top, as in the legend
