@@ -135,11 +135,11 @@ def _generate(args) -> None:
         raise config.ConfigError(f"{args.out} is there already; --force overwrites it")
     pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
     city = envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair)
-    share = ""
-    if city.allocations < 2**63:
-        share = f", {100 * search.valid_fraction(city):.3g} % of them valid at the start"
+    if city.allocations >= 2**63:
+        raise config.ConfigError(f"{args.districts} to the power {args.resources} actions; allowed: fewer than 2^63")
     city.to_json(args.out)
-    print(f"{args.out}: {args.districts} districts, {args.resources} resources, {city.allocations:,} actions{share}")
+    share = f"{100 * search.valid_fraction(city):.3g} % of them valid at the start"
+    print(f"{args.out}: {args.districts} districts, {args.resources} resources, {city.allocations:,} actions, {share}")
 
 
 def _list(args) -> None:

@@ -6,6 +6,7 @@
 No record is written: `python -m flowrl train` and `runs` do that, for the environments of the paper.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from . import envs
 from .a2c import Rollout, Trainer, seeded
-from .config import A2C_METHODS, TrainConfig, choose, make_config
+from .config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
 from .policies import POLICIES
 from .runs import make_device, one_thread
 
 CURVE_ROWS = 200  # most rows of a learning curve
+MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 
 
 class Fitted(Trainer):
@@ -130,9 +132,13 @@ def fit(
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S), or `per_action` of a function that judges one action;
     None: the city's or batched environment's own, every action of a gymnasium environment. method, settings: as on
     the command line (`python -m flowrl list --settings`), but for Wol-DDPG, which asks no oracle; a batched environment
-    says n_envs and device itself. Everything drawn is seeded by `seed`. Raises ValueError; NoValidActionError.
+    says n_envs and device itself. Everything drawn is seeded by `seed`. Warns where draws were hardly ever valid.
+    Raises ValueError; NoValidActionError.
     """
     choose("method", method, A2C_METHODS)
+    if oracle is not None and method in NO_CONSTRAINTS:
+        allowed = ", ".join(name for name in A2C_METHODS if name not in NO_CONSTRAINTS)
+        raise ValueError(f"{method} knows no constraints; with an oracle choose one of: {allowed}")
     batched = all(hasattr(env, name) for name in ("action_sizes", "observation_shape", "n_envs", "step", "valid"))
     if batched:
         if settings.get("n_envs", env.n_envs) != env.n_envs or device != "auto":
@@ -145,7 +151,15 @@ def fit(
     if not batched:
         chosen = make_device(device)
         env, oracle = _make(env, config.n_envs, chosen, seeded(config.seed, "env", chosen), oracle)
-    return Fitted(config, env, oracle).train(config.steps, progress)
+    fitted = Fitted(config, env, oracle).train(config.steps, progress)
+    without = (fitted.counts["enumerations"] + fitted.counts["fallbacks"]) / max(1, fitted.env_steps)
+    if without > MOST_WITHOUT:
+        warnings.warn(
+            f"no draw was valid in {float(without):.0%} of the training steps: actions were listed or the fallback was "
+            f"asked there, which is slow and teaches nothing; a valid_bonus larger than {config.valid_bonus:g} helps",
+            stacklevel=2,
+        )
+    return fitted
 
 
 def _make(env, n_envs: int, device: torch.device, generator: torch.Generator, oracle) -> tuple[object, Oracle | None]:

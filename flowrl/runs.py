@@ -349,6 +349,8 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
     `force`. Raises RecordError where a record of another configuration stands, unless `force`, and where training
     diverges; ConfigError; Interrupted.
     """
+    if label is not None and (label in ("", "..") or Path(label).name != label):
+        raise ConfigError(f"--name is {label!r}; it names a folder: not empty, no path")
     path = record_path(out, config.env, label or config.method, config.seed)
     if _with_suffix(path, ".json").exists() and not force:
         facts = read_facts(path)

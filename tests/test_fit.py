@@ -171,6 +171,11 @@ def test_an_oracle_beside_the_citys_own():
         (Assignment, {"oracle": 3}, "the oracle is int"),
         ("ERA-v1", {"oracle": 3}, "the oracle is int"),
         (Assignment, {"method": "sac"}, "unknown method 'sac'; choose one of: iar-a2c"),
+        (
+            Assignment,
+            {"method": "a2c", "oracle": different},
+            "a2c knows no constraints; with an oracle choose .*iar-a2c",
+        ),
         (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of"),
         (Assignment, {"steps": -1}, "steps is -1"),
         (Assignment, {"seed": "x"}, "seed is 'x'"),
@@ -183,6 +188,15 @@ def test_errors_are_one_line(env, arguments, said):
     with pytest.raises(ValueError, match=said) as error:
         flowrl.fit(env, **FAST | {"steps": 8} | arguments)
     assert "\n" not in str(error.value)
+
+
+def test_warns_where_draws_are_hardly_ever_valid(recwarn):
+    narrow = flowrl.per_action(lambda observation, action: (np.asarray(action) == (2, 4, 0)).all())  # one of thirty
+    flowrl.fit(Assignment, flowrl.per_action(all_different), steps=400, **FAST)
+    assert not recwarn.list
+    few = FAST | {"n_draws": 2, "max_draws": 2, "correction": "mean"}
+    with pytest.warns(UserWarning, match=r"no draw was valid in \d\d% of the training steps.*valid_bonus larger than"):
+        flowrl.fit(Assignment, narrow, steps=400, **few)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,9 @@ def test_help_is_there(capsys, command):
     [
         (["evaluate", "seed0.json", "--episodes", "0"], ["--episodes is 0", "at least 1"]),
         (["generate", "--districts", "5", "--out", "city.txt"], ["city.txt", ".json"]),
+        (["generate", "--districts", "200", "--resources", "10", "--out", "city.json"], ["200", "10", "2^63"]),
+        (["train", "--env", "ERA-v1", "--method", "mask", "--out", "o", "--name", "../x"], ["--name", "../x"]),
+        (["train", "--env", "ERA-v1", "--method", "mask", "--out", "o", "--name", ""], ["--name", "empty"]),
     ],
 )
 def test_what_cannot_be_done_is_one_line(capsys, tmp_path, monkeypatch, words, named):
