@@ -170,7 +170,7 @@ for notebook in NOTEBOOKS:
             f"Running notebooks/{notebook}.ipynb"
         log:
             f"{BUILD}/logs/{notebook}.log",
-        shell:
+        shell:  # a kernel that falls silent is an error: without time limits papermill waits for ever
             "{PYTHON} -m papermill {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
             " --execution-timeout 400 --start-timeout 200"
             " -p scale {SCALE:q} -p data_dir {DATA:q} -p figure_dir {FIGURES:q} > {log:q} 2>&1"

@@ -108,8 +108,9 @@ def caption(records: list[Record], drawn: str = "") -> str:
 
     drawn: what lines, bands and markers are; default as `curves_drawn` says.
     """
-    most = max(_seeds(records).values())
-    fewer = ", ".join(dict.fromkeys(f"{label} {n}" for (_, label), n in _seeds(records).items() if n < most))
+    counted = _seeds(records)
+    most = max(counted.values())
+    fewer = ", ".join(dict.fromkeys(f"{label} {n}" for (_, label), n in counted.items() if n < most))
     seeds = f"{most} seed{'s' * (most > 1)} a run" + f" ({fewer})" * bool(fewer)
     configs = [record.facts["config"] for record in records]
     commits = sorted({_commit(record.facts) for record in records})

@@ -44,7 +44,7 @@ def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
 
 
 def normalised_score(returns, reference: dict | None):
-    """0 at the return of uniformly drawn valid actions, 1 at the optimum; None where they or these are not known.
+    """0 at the return of uniformly drawn valid actions, 1 at the optimum; None where one of them is not known.
 
     reference: as in a record, returns by name.
     """
@@ -54,7 +54,7 @@ def normalised_score(returns, reference: dict | None):
 def plateau_gain(returns, reference: dict | None):
     """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies.
 
-    None where they or these are not known.
+    None where one of them is not known.
     """
     return _between(returns, reference, "go_and_stay", "optimal")
 
