@@ -15,7 +15,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from flowrl.config import ConfigError, choose, experiments, planned, runs, scale_drawn
+from flowrl.study.config import ConfigError, choose, experiments, planned, runs, scale_drawn
 
 EXPERIMENTS = Path("experiments.yaml")
 
@@ -34,22 +34,22 @@ except ConfigError as error:
 # Notebooks that compute what they draw: the modules that it depends on, and what they write.
 COMPUTED = {
     "00_quickstart": (
-        "a2c envs/draw envs/gym evaluation exact fit",
+        "a2c envs/draw envs/gym fit study/evaluation truth/exact",
         "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
     ),
-    "01_flow_policy": ("flows policies truth", "fig2.pdf fig2.png"),
-    "02_log_prob_estimators": ("estimators policies truth", "figB_estimators.pdf figB_estimators.png"),
+    "01_flow_policy": ("flows policies truth/gradients", "fig2.pdf fig2.png"),
+    "02_log_prob_estimators": ("estimators policies truth/gradients", "figB_estimators.pdf figB_estimators.png"),
     "03_rejection_gradient": (
-        "diagrams exact policies rejection truth",
+        "policies rejection study/diagrams truth/exact truth/gradients",
         "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png",
     ),
     "04_environments": (
-        "diagrams exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball search",
+        "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",
         "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv",
     ),
-    "07_partial": ("envs/partial exact", "figB_toy_policies.pdf figB_toy_policies.png"),
+    "07_partial": ("envs/partial truth/exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
-        "envs/city search",
+        "envs/city truth/search",
         "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png"
         " figB_large_stuck.pdf figB_large_stuck.png",
     ),
@@ -154,10 +154,10 @@ for notebook in NOTEBOOKS:
             f"notebook_{notebook}"
         input:
             "experiments.yaml",
-            "flowrl/config.py",
-            "flowrl/plots.py",
-            "flowrl/records.py",
-            "flowrl/stats.py",
+            "flowrl/study/config.py",
+            "flowrl/study/plots.py",
+            "flowrl/study/records.py",
+            "flowrl/study/stats.py",
             modules(notebook),
             benchmarks(notebook),
             drawn_from(notebook),

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
-from flowrl.config import A2C_METHODS, NO_CONSTRAINTS, make_config
-from flowrl.runs import one_thread
+from flowrl.study.config import A2C_METHODS, NO_CONSTRAINTS, make_config
+from flowrl.study.runs import one_thread
 
 REFERENCE_GFLOPS = 94  # the core that the targets are stated for
 TARGETS = {"iar-a2c": 5400, "iar-a2c-paper": 1090, "mask": 12000, "ar-iar": 5000}  # env steps/s there

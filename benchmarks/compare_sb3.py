@@ -27,8 +27,9 @@ from gymnasium.spaces import Discrete
 
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
-from flowrl.config import make_config
-from flowrl.runs import ROOT, one_thread
+from flowrl.study.config import make_config
+from flowrl.study.records import ROOT
+from flowrl.study.runs import one_thread
 
 try:
     from sb3_contrib import MaskablePPO

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from flowrl import envs
 from flowrl.a2c import seeded
-from flowrl.config import make_config
 from flowrl.envs.city import City, generate
 from flowrl.envs.gym import per_action
 from flowrl.policies import MAX_LOGITS
-from flowrl.runs import ROOT, make_trainer, one_thread, provenance
+from flowrl.study.config import make_config
+from flowrl.study.records import ROOT, provenance
+from flowrl.study.runs import make_trainer, one_thread
 
 from .__main__ import matmul_gflops
 

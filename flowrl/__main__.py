@@ -8,8 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from . import config, envs, evaluation, runs, search
+from . import envs
 from .rejection import NoValidActionError
+from .study import config, evaluation, records, runs
+from .truth import search
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -100,7 +102,7 @@ def _train(args) -> None:
     overrides = dict(args.settings) | {"seed": args.seed, "steps": args.steps}
     cfg = config.make_config(args.env, args.method, overrides)
     facts = runs.train(cfg, args.out, args.name, args.device, args.force, progress=not args.quiet)
-    path = runs.record_path(args.out, args.env, args.name or args.method, args.seed)
+    path = records.record_path(args.out, args.env, args.name or args.method, args.seed)
     score = "" if facts["final_normalised"] is None else f", normalised score {facts['final_normalised']:.3f}"
     print(
         f"{path}.json: return {facts['final_return_mean']:.2f} ± {facts['final_return_sem']:.2f} over "
@@ -152,7 +154,7 @@ def _list(args) -> None:
     print("methods:")
     for name, (doc, _) in config.DESCRIBED_METHODS.items():
         print(f"  {name:15} {doc}")
-    path = runs.ROOT / "experiments.yaml"
+    path = records.ROOT / "experiments.yaml"
     if path.exists():
         print("experiments:")
         for name, experiment in config.experiments(path).items():

@@ -3,7 +3,7 @@
     trainer = flowrl.fit(MyEnvironment, oracle=flowrl.per_action(fits), steps=50_000)
     action = trainer.act(observation)
 
-No record is written: `python -m flowrl train` and `runs` do that, for the environments of the paper.
+No record is written: `python -m flowrl train` and `study.runs` do that, for the environments of the paper.
 """
 
 import warnings
@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from . import envs
 from .a2c import Rollout, Trainer, seeded
-from .config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 from .envs.gym import GymBatched, Oracle
 from .policies import POLICIES
-from .runs import make_device, one_thread
+from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
+from .study.runs import make_device, one_thread
 
 CURVE_ROWS = 200  # most rows of a learning curve
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from flowrl import envs, exact, search
-from flowrl.config import runs
-from flowrl.records import EXPERIMENTS
-from flowrl.stats import normalised_score, plateau_gain
+from flowrl import envs
+from flowrl.study.config import runs
+from flowrl.study.records import EXPERIMENTS
+from flowrl.study.stats import normalised_score, plateau_gain
+from flowrl.truth import exact, search
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""Statistics that compare samples with the ground truth of `flowrl.truth`, itself checked in tests/test_truth.py."""
+"""Statistics that compare samples with the ground truth of `flowrl.truth.gradients` (checked in test_gradients.py)."""
 
 import math
 

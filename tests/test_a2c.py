@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowrl import rejection
 from flowrl.a2c import MEANS, RewardScale, Trainer, n_step_returns, seeded
-from flowrl.config import A2C_METHODS as METHODS
-from flowrl.config import make_config
 from flowrl.envs.batched import Step
 from flowrl.policies import to_flat
+from flowrl.study.config import A2C_METHODS as METHODS
+from flowrl.study.config import make_config
 
 FLOW_METHODS = ("iar-a2c", "iar-a2c-paper")
 CONTEXTS, SIZES = 3, (3, 3)

@@ -8,7 +8,7 @@ from flowrl.a2c import seeded
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
-from flowrl.runs import ROOT
+from flowrl.study.records import ROOT
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():

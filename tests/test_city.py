@@ -6,9 +6,10 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from flowrl.envs import make_batched, names, ship
+from flowrl.envs import make_batched, names
 from flowrl.envs.city import CITIES, City, CityError, generate
-from flowrl.exact import optimum
+from flowrl.truth import ship
+from flowrl.truth.exact import optimum
 
 PATH = {  # 0 - 1 - 2 - 3, two resources that must end within one hop of each other
     "districts": 4,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flowrl import config
+from flowrl.study import config
 
 YAML = Path(__file__).parent.parent / "experiments.yaml"
 

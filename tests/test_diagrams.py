@@ -10,10 +10,11 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.patches import Circle, Rectangle
 
-from flowrl import diagrams, exact, plots
 from flowrl.envs.city import City
 from flowrl.rejection import correction_weights
-from flowrl.runs import ROOT
+from flowrl.study import diagrams, plots
+from flowrl.study.records import ROOT
+from flowrl.truth import exact
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from flowrl import exact
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA, ERAEnv, ERAVectorEnv
 from flowrl.policies import to_digits
+from flowrl.truth import exact
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date")  # v1..v5 are sizes, not releases
 

@@ -12,7 +12,7 @@ from ground_truth import z_scores
 from torch.distributions import Normal
 
 from flowrl.estimators import Alpha, cis_weights, cubo, elbo, iwae, sandwich
-from flowrl.truth import gaussian_argmax_log_probs, region_log_probs
+from flowrl.truth.gradients import gaussian_argmax_log_probs, region_log_probs
 
 MEAN = torch.tensor([0.3, -0.4, 0.8], dtype=torch.float64)
 SCALE = torch.tensor([0.9, 0.7, 0.8], dtype=torch.float64)

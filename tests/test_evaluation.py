@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl import envs, evaluation, exact, search
-from flowrl.config import make_config
+from flowrl import envs
 from flowrl.policies import Sample
 from flowrl.rejection import all_actions
-from flowrl.runs import make_trainer
+from flowrl.study import evaluation
+from flowrl.study.config import make_config
+from flowrl.study.runs import make_trainer
+from flowrl.truth import exact, search
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl import exact
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
 from flowrl.envs.partial import BatchedPartial, Game, PartialEnv
 from flowrl.policies import to_digits, to_flat
+from flowrl.truth import exact
 
 TRIANGLE = {
     "districts": 3,

@@ -10,9 +10,9 @@ from gymnasium import spaces
 
 from flowrl import per_action
 from flowrl.a2c import Trainer, seeded
-from flowrl.config import A2C_METHODS as METHODS
-from flowrl.config import make_config
 from flowrl.envs.gym import GymBatched
+from flowrl.study.config import A2C_METHODS as METHODS
+from flowrl.study.config import make_config
 
 SMALL = {"hidden": 16, "policy_hidden": 8, "n_envs": 4, "n_draws": 8, "elbo_batch": 16, "posterior_fit_steps": 2}
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from flowrl import exact, search
 from flowrl.__main__ import main
-from flowrl.config import DESCRIBED_METHODS, experiments
 from flowrl.envs.city import City
-from flowrl.runs import ROOT
+from flowrl.study.config import DESCRIBED_METHODS, experiments
+from flowrl.study.records import ROOT
+from flowrl.truth import exact, search
 
 QUICK = ["--quiet", "--set", "n_envs=8", "--set", "final_episodes=2", "--set", "eval_episodes=2"]
 

@@ -8,9 +8,8 @@ import nbformat
 import papermill
 import pytest
 
-from flowrl.config import experiments, runs
-from flowrl.records import EXPERIMENTS
-from flowrl.runs import ROOT
+from flowrl.study.config import experiments, runs
+from flowrl.study.records import EXPERIMENTS, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

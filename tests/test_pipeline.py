@@ -19,10 +19,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from flowrl.__main__ import command_line
-from flowrl.config import SCALES, ConfigError, experiments, make_config, planned, runs
-from flowrl.plots import method
-from flowrl.records import EXPERIMENTS
-from flowrl.runs import ROOT
+from flowrl.study.config import SCALES, ConfigError, experiments, make_config, planned, runs
+from flowrl.study.plots import method
+from flowrl.study.records import EXPERIMENTS, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

@@ -11,10 +11,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from flowrl.a2c import Trainer
-from flowrl.config import make_config
 from flowrl.encoders import CNNEncoder, MLPEncoder, make_encoder
 from flowrl.envs import pistonball
 from flowrl.envs.pistonball import DOWN, HORIZON, PISTONS, STAY, UP, BatchedPistonball, PistonballEnv, picture
+from flowrl.study.config import make_config
 
 
 def generator(seed=0):

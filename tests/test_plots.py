@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from flowrl import plots
-from flowrl.config import METHODS, experiments, titles
-from flowrl.records import EXPERIMENTS, Record, by_environment, by_label, load
-from flowrl.stats import iqm
+from flowrl.study import plots
+from flowrl.study.config import METHODS, experiments, titles
+from flowrl.study.records import EXPERIMENTS, Record, by_environment, by_label, load
+from flowrl.study.stats import iqm
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Normal
 
 from flowrl import rejection
-from flowrl.config import make_config
 from flowrl.policies import (
     AutoregressivePolicy,
     CategoricalPolicy,
@@ -25,7 +24,8 @@ from flowrl.policies import (
     to_digits,
     to_flat,
 )
-from flowrl.truth import gaussian_argmax_log_probs, gradient, region_grid, region_log_probs
+from flowrl.study.config import make_config
+from flowrl.truth.gradients import gaussian_argmax_log_probs, gradient, region_grid, region_log_probs
 
 STATE = torch.tensor([[0.4, -1.1]], dtype=torch.float64)
 STATES = torch.tensor([[0.4, -1.1], [-0.3, 0.7]], dtype=torch.float64)

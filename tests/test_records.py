@@ -3,9 +3,8 @@
 import pytest
 from conftest import fake_record
 
-from flowrl.config import ConfigError, runs, scale_drawn
-from flowrl.records import EXPERIMENTS, by_environment, by_label, caption, final_scores, load
-from flowrl.runs import RecordError
+from flowrl.study.config import ConfigError, runs, scale_drawn
+from flowrl.study.records import EXPERIMENTS, RecordError, by_environment, by_label, caption, final_scores, load
 
 
 def test_load_in_order(fake_records):

@@ -13,7 +13,6 @@ import torch
 from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
 from torch import nn
 
-from flowrl.config import make_config
 from flowrl.policies import AutoregressivePolicy, FlowPolicy, MaskedPolicy, Sample, to_digits, to_flat
 from flowrl.rejection import (
     NoValidActionError,
@@ -29,7 +28,8 @@ from flowrl.rejection import (
     same_action,
     shared_weights,
 )
-from flowrl.truth import (
+from flowrl.study.config import make_config
+from flowrl.truth.gradients import (
     every_choice,
     every_sequence,
     gaussian_argmax_log_probs,

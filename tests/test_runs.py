@@ -11,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from flowrl import config, envs, exact, runs
+from flowrl import envs
 from flowrl.a2c import Trainer
-from flowrl.config import A2C_METHODS as METHODS
-from flowrl.config import NO_CONSTRAINTS, ConfigError, make_config
 from flowrl.envs.city import City
+from flowrl.study import config, records, runs
+from flowrl.study.config import A2C_METHODS as METHODS
+from flowrl.study.config import NO_CONSTRAINTS, ConfigError, make_config
+from flowrl.truth import exact
 from flowrl.wolpertinger import WolpertingerTrainer
 
 SMALL = {"steps": 640, "eval_every": 320, "eval_episodes": 2, "final_episodes": 4, "n_envs": 16, "hidden": 16}
@@ -87,7 +89,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path):
 def test_a_finished_record_is_kept_unless_forced(tmp_path):
     first = runs.train(small(), tmp_path, progress=False)
     assert runs.train(small(), tmp_path, progress=False)["ended"] == first["ended"]
-    with pytest.raises(runs.RecordError, match="another configuration; --force"):
+    with pytest.raises(records.RecordError, match="another configuration; --force"):
         runs.train(small(entropy=0.2), tmp_path, progress=False)
     forced = runs.train(small(entropy=0.2), tmp_path, force=True, progress=False)
     assert forced["config"]["entropy"] == 0.2
@@ -102,7 +104,7 @@ def test_a_forced_run_that_is_stopped_goes_on(tmp_path):
         run.train(progress=False)
     again = runs.Run(small(entropy=0.2), tmp_path)
     assert again.resume() and again.trainer.env_steps == 16
-    with pytest.raises(runs.RecordError, match="holds the weights of another configuration"):
+    with pytest.raises(records.RecordError, match="holds the weights of another configuration"):
         runs.evaluate_checkpoint(run.path)  # the record that stands is still the first one
     forced = runs.train(small(entropy=0.2), tmp_path, force=True, progress=False)
     assert forced["config"]["entropy"] == 0.2
@@ -112,7 +114,7 @@ def test_the_weights_of_an_unfinished_run_are_not_the_records(tmp_path):
     facts = runs.train(small(), tmp_path, progress=False)
     runs.Run(small(), tmp_path).save()
     assert facts["ended"] == runs.train(small(), tmp_path, progress=False)["ended"]
-    with pytest.raises(runs.RecordError, match="is of a run that is not finished"):
+    with pytest.raises(records.RecordError, match="is of a run that is not finished"):
         runs.evaluate_checkpoint(tmp_path / "ERA-v1/iar-a2c/seed0")
 
 
@@ -131,7 +133,7 @@ def test_a_checkpoint_goes_on_where_it_was_made(tmp_path):
     run = runs.Run(small(), tmp_path)
     run.made_with["device"] = "cuda"
     run.save()
-    with pytest.raises(runs.RecordError, match="made on cuda, which alone can go on with it, not cpu"):
+    with pytest.raises(records.RecordError, match="made on cuda, which alone can go on with it, not cpu"):
         runs.Run(small(), tmp_path).resume()
 
 
@@ -144,7 +146,7 @@ def test_a_run_that_diverges_says_so(tmp_path):
         run.trainer.sums += float("nan")
 
     run.trainer.step = diverge
-    with pytest.raises(runs.RecordError, match="not finite before step 320: .* lower actor_lr"):
+    with pytest.raises(records.RecordError, match="not finite before step 320: .* lower actor_lr"):
         run.train(progress=False)
     assert not run.path.with_name("seed0.json").exists()
 
@@ -160,7 +162,7 @@ def test_a_removed_record_is_trained_anew(tmp_path):
 def test_a_record_says_what_it_was_made_with(tmp_path):
     config = small("ar-iar", seed=3)
     runs.train(config, tmp_path, "label", progress=False)
-    rows, facts = runs.read_record(tmp_path / "ERA-v1" / "label" / "seed3")
+    rows, facts = records.read_record(tmp_path / "ERA-v1" / "label" / "seed3")
     assert facts["config"] == dataclasses.asdict(config)
     assert facts["config_hash"] == config.hash()
     assert {"torch", "numpy"} <= set(facts["versions"])
@@ -201,19 +203,19 @@ def test_records_of_another_schema_are_refused(tmp_path):
     path = tmp_path / "seed0.json"
     for text, words in [('{"schema": 99}', "schema 99"), ("[]", "schema None"), ("not json", "not JSON")]:
         path.write_text(text)
-        with pytest.raises(runs.RecordError, match=words):
-            runs.read_record(path)
-    with pytest.raises(runs.RecordError, match="no such record"):
-        runs.read_record(tmp_path / "seed1")
+        with pytest.raises(records.RecordError, match=words):
+            records.read_record(path)
+    with pytest.raises(records.RecordError, match="no such record"):
+        records.read_record(tmp_path / "seed1")
     (tmp_path / "seed0.pt").write_bytes(b"junk")
-    with pytest.raises(runs.RecordError, match="not a checkpoint"):
+    with pytest.raises(records.RecordError, match="not a checkpoint"):
         runs.load_checkpoint(tmp_path / "seed0.pt", torch.device("cpu"))
 
 
 def test_a_killed_write_leaves_no_record(tmp_path, monkeypatch):
     monkeypatch.setattr(json, "dumps", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        runs.write_record(tmp_path / "seed0", [{"a": 1}], {})
+        records.write_record(tmp_path / "seed0", [{"a": 1}], {})
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
 
 
@@ -236,5 +238,5 @@ def test_weights_of_another_configuration_are_not_evaluated(tmp_path):
     runs.train(small(entropy=0.2), tmp_path / "b", progress=False)
     one, other = (tmp_path / name / "ERA-v1" / "iar-a2c" for name in "ab")
     (other / "seed0.pt").replace(one / "seed0.pt")
-    with pytest.raises(runs.RecordError, match="weights of another configuration"):
+    with pytest.raises(records.RecordError, match="weights of another configuration"):
         runs.evaluate_checkpoint(one / "seed0.json")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl import exact, search
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
+from flowrl.truth import exact, search
 
 KEYS = {"optimal", "go_and_stay", "go_and_stay_sem", "uniform_valid", "uniform_valid_sem", "valid_fraction"}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from flowrl.stats import bootstrap_interval, iqm, normalised_score, on_common_grid, plateau_gain
+from flowrl.study.stats import bootstrap_interval, iqm, normalised_score, on_common_grid, plateau_gain
 
 
 def test_iqm_drops_a_quarter_at_either_end():

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowrl import envs, runs
-from flowrl.config import ConfigError, make_config
+from flowrl import envs
 from flowrl.envs.batched import Step
 from flowrl.fit import fit
 from flowrl.policies import to_digits, to_flat
 from flowrl.rejection import all_actions
+from flowrl.study import records, runs
+from flowrl.study.config import ConfigError, make_config
 from flowrl.wolpertinger import Replay, WolpertingerTrainer, n_neighbours, nearest
 
 
@@ -388,7 +389,7 @@ def test_a_record_is_the_same_when_stopped_and_resumed(tmp_path):
         run.train(progress=False)
     parts = runs.train(config, tmp_path / "parts", progress=False)
     curves = [
-        runs.read_record(tmp_path / name / "ERA-v1" / "wol-ddpg" / "seed0")[0].drop(columns=["wall_s", "train_s"])
+        records.read_record(tmp_path / name / "ERA-v1" / "wol-ddpg" / "seed0")[0].drop(columns=["wall_s", "train_s"])
         for name in ("whole", "parts")
     ]
     pd.testing.assert_frame_equal(*curves)

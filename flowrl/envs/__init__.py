@@ -13,10 +13,10 @@ from pathlib import Path
 import gymnasium
 import torch
 
-from flowrl.envs.city import City, CityError
-from flowrl.envs.classic import BatchedAcrobot, BatchedCartPole
-from flowrl.envs.era import BatchedERA
-from flowrl.envs.partial import GAMES, BatchedPartial, register
+from .city import City, CityError
+from .classic import BatchedAcrobot, BatchedCartPole
+from .era import BatchedERA
+from .partial import GAMES, BatchedPartial, register
 
 CLASSIC = {"CartPole-v1": BatchedCartPole, "Acrobot-v1": BatchedAcrobot}
 _CITIES = City.names()
@@ -37,7 +37,7 @@ def _made_by(name: str | Path) -> Callable:
     if name in GAMES:
         return functools.partial(BatchedPartial, name)
     if name in _PISTONBALL:
-        from flowrl.envs.pistonball import BatchedPistonball  # here: PettingZoo takes a second to load
+        from .pistonball import BatchedPistonball  # here: PettingZoo takes a second to load
 
         return functools.partial(BatchedPistonball, name)
     if not isinstance(name, City) and str(name) not in _CITIES and Path(name).suffix != ".json":
@@ -71,7 +71,7 @@ def digest(name: str | Path) -> str:
     if name in GAMES:
         return GAMES[name].digest
     if name in _PISTONBALL:
-        from flowrl.envs import pistonball
+        from . import pistonball
 
         return pistonball.digest(name)
     made_by = _made_by(name)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl.envs.batched import Step, check_actions, check_question
+from .batched import Step, check_actions, check_question
 
 
 class _Classic(ABC):

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from flowrl.envs.city import City
+from .city import City
 
 RESOURCES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#000000", "#7F7F7F", "#8C564B")
 SERVED, MISSED, ROAD, INK = "#009E73", "#D55E00", "#B8BCC4", "#30343B"

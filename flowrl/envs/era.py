@@ -18,8 +18,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from flowrl.envs.batched import Step, check_actions, check_question
-from flowrl.envs.city import City
+from .batched import Step, check_actions, check_question
+from .city import City
 
 Info = dict[str, Any]
 
@@ -224,7 +224,7 @@ class ERAEnv(gymnasium.Env):
         """(H, W, 3) uint8 picture of the city with `render_mode="rgb_array"`, else None."""
         if self.render_mode != "rgb_array":
             return None
-        from flowrl.envs.draw import draw_city  # matplotlib only where a picture is wanted
+        from .draw import draw_city  # matplotlib only where a picture is wanted
 
         return draw_city(self.city, self.allocation, self.emergency, _caption(self.time, self.total_reward))
 
@@ -291,7 +291,7 @@ class ERAVectorEnv(VectorEnv):
         """A picture of each environment's city with `render_mode="rgb_array"`, else None."""
         if self.render_mode != "rgb_array":
             return None
-        from flowrl.envs.draw import draw_city
+        from .draw import draw_city
 
         era, K = self.era, self.era.city.districts
         scenes = zip(era.allocation.tolist(), era.emergency.tolist(), self._total_reward, strict=True)

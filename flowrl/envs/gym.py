@@ -22,8 +22,8 @@ from gymnasium.utils import EzPickle
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from flowrl.envs.batched import Step
-from flowrl.rejection import ask
+from ..rejection import ask
+from .batched import Step
 
 Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B, S, D) → (B, S) bool
 

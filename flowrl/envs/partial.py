@@ -19,8 +19,8 @@ import torch
 from gymnasium.spaces import Box, MultiDiscrete
 from torch import Tensor
 
-from flowrl.envs.batched import Step, check_actions, check_question
-from flowrl.envs.era import Info
+from .batched import Step, check_actions, check_question
+from .era import Info
 
 RESOURCES = 2
 

@@ -31,7 +31,7 @@ from gymnasium.spaces import Box, MultiDiscrete
 from pettingzoo.butterfly.pistonball import pistonball
 from torch import Tensor
 
-from flowrl.envs.batched import Step, check_actions, check_question
+from .batched import Step, check_actions, check_question
 
 PISTONS = {
     f"Pistonball-{version}{kind}": n for kind in ("", "-cstr") for version, n in (("v1", 5), ("v2", 8), ("v3", 10))

@@ -1,4 +1,4 @@
-"""The search that chose the shipped cities; `python -m flowrl.envs.ship` writes the same files again (under a minute).
+"""The search that chose the shipped cities; `python -m flowrl.truth.ship` writes the same files again (under a minute).
 
 Each is the first seed of `generate` whose city is neither too free nor solved by standing still: the authors'
 released settings (three resources, moves of up to three hops, one pair kept together) leave 43 to 80 % of the actions
@@ -10,8 +10,8 @@ from itertools import combinations_with_replacement, count
 from math import inf, log
 from pathlib import Path
 
-from flowrl.envs.city import CITIES, City, generate
-from flowrl.exact import optimum
+from ..envs.city import CITIES, City, generate
+from .exact import optimum
 
 VERSIONS = {1: (6, 1), 2: (7, 1), 3: (8, 2), 4: (9, 2), 5: (10, 3)}  # version: districts K, distance of the pair (0, 1)
 VALID_FRACTION = (0.43, 0.80)

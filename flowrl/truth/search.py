@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl import exact
-from flowrl.envs.city import CITIES, City
+from ..envs.city import CITIES, City
+from . import exact
 
 REFERENCES = CITIES / "references.json"  # {a city's digest: its reference}
 STARTS = 256  # sampled start allocations

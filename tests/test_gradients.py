@@ -1,5 +1,5 @@
-"""flowrl.truth against checks that share nothing with it: scipy's adaptive quadrature, sequences of draws one by one in
-plain Python, finite differences, draws.
+"""flowrl.truth.gradients against checks that share nothing with it: scipy's adaptive quadrature, sequences of draws one
+by one in plain Python, finite differences, draws.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from ground_truth import randomise, z_scores
 from scipy.stats import norm
 from torch import nn
 
-from flowrl.config import make_config
 from flowrl.policies import FlowPolicy, Sample
 from flowrl.rejection import all_actions
-from flowrl.truth import (
+from flowrl.study.config import make_config
+from flowrl.truth.gradients import (
     every_count,
     every_sequence,
     expected_gradient,

@@ -1,156 +1,47 @@
-"""Training runs and their records: provenance, checkpoints, resume (architecture: "Records").
+"""The run that makes a record: training, checkpoints, resume, the weights evaluated again (architecture: "Records").
 
-A record is two small text files: <label>/seed<k>.csv, one row an evaluation, and seed<k>.json, the configuration and
-where, when and with what it was made, with the final evaluation. Both are written under temporary names and renamed,
-the JSON last. Beside them seed<k>.pt holds the checkpoint; after the run, the weights.
+Beside a record seed<k>.{csv,json} lies seed<k>.pt: the checkpoint while it trains, the weights afterwards.
 """
 
-import csv
 import ctypes
 import dataclasses
-import json
 import math
 import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import envs
-from .a2c import Trainer, seeded
+from .. import envs
+from ..a2c import Trainer, seeded
+from ..wolpertinger import WolpertingerTrainer
 from .config import ConfigError, TrainConfig
 from .config import Run as Planned
 from .evaluation import Evaluator, reference
+from .records import (
+    SCHEMA,
+    RecordError,
+    provenance,
+    read_facts,
+    record_path,
+    replacing,
+    with_suffix,
+    write_record,
+)
 from .stats import normalised_score, plateau_gain
-from .wolpertinger import WolpertingerTrainer
 
-SCHEMA = 1
 CHECKPOINT_SECONDS = 30
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium")
-
-
-def _root() -> Path:
-    """The project's folder, whatever the working directory: where experiments.yaml lies."""
-    package = Path(__file__).resolve().parent.parent
-    return package if (package / "experiments.yaml").exists() else Path.cwd()
-
-
-ROOT = _root()
-
-
-class RecordError(ValueError):
-    """A record that can't be read, or may not be overwritten."""
 
 
 class Interrupted(Exception):
     """The run was stopped and its checkpoint saved."""
-
-
-# ------------------------------------------------------------------------------------------------- records
-
-
-def record_path(out: Path, env: str, label: str, seed: int) -> Path:
-    """The record without its suffix: <out>/<environment>/<label>/seed<k>."""
-    return Path(out) / Path(env).stem / label / f"seed{seed}"
-
-
-def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
-    """The curve and the facts of a record, its path given with or without suffix. Raises RecordError."""
-    facts = read_facts(path)
-    csv_path = _with_suffix(path, ".csv")
-    try:
-        return pd.read_csv(csv_path), facts
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{csv_path}: {' '.join(str(error).split())}") from None
-
-
-def read_facts(path: Path) -> dict:
-    """The JSON of a record. Raises RecordError."""
-    json_path = _with_suffix(path, ".json")
-    try:
-        facts = json.loads(json_path.read_text())
-    except OSError as error:
-        raise RecordError(f"{json_path}: no such record ({error.strerror})") from None
-    except ValueError:
-        raise RecordError(f"{json_path}: not a record, it is not JSON") from None
-    found = facts.get("schema") if isinstance(facts, dict) else None
-    if found != SCHEMA:
-        raise RecordError(f"{json_path}: record of schema {found}; this version reads schema {SCHEMA}")
-    return facts
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    path = Path(path)
-    return path.with_suffix(suffix) if path.suffix in (".csv", ".json", ".pt") else path.with_name(path.name + suffix)
-
-
-def write_record(path: Path, rows: list[dict], facts: dict) -> None:
-    """Write <path>.csv and <path>.json, whole or not at all."""
-    with _replacing(_with_suffix(path, ".csv")) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
-    with _replacing(_with_suffix(path, ".json")) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _replacing(path: Path):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _rounded(value):
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def provenance(device: torch.device) -> dict:
-    """Commit, versions and machine that a record is made with."""
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "flowrl", "experiments.yaml")),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "machine": {
-            "cpu": _cpu_model(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-        },
-        "device": device.type,
-    }
-
-
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-# -------------------------------------------------------------------------------------------------- training
 
 
 def make_device(name: str) -> torch.device:
@@ -211,12 +102,12 @@ class Run:
             "train_s": self.train_s, "started": self.started, "made_with": self.made_with,
             "violations": self.evaluator.violations,
         }  # fmt: skip
-        with _replacing(_with_suffix(self.path, ".pt")) as temporary:
+        with replacing(with_suffix(self.path, ".pt")) as temporary:
             torch.save(state, temporary)
 
     def resume(self) -> bool:
         """Take up a checkpoint of the same configuration where there is one."""
-        path = _with_suffix(self.path, ".pt")
+        path = with_suffix(self.path, ".pt")
         if not path.exists():
             return False
         state = load_checkpoint(path, self.device)
@@ -352,7 +243,7 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
     if label is not None and (label in ("", "..") or Path(label).name != label):
         raise ConfigError(f"--name is {label!r}; it names a folder: not empty, no path")
     path = record_path(out, config.env, label or config.method, config.seed)
-    if _with_suffix(path, ".json").exists() and not force:
+    if with_suffix(path, ".json").exists() and not force:
         facts = read_facts(path)
         if not config.made(facts):
             raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
@@ -378,20 +269,20 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
 
 def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "auto") -> dict:
     """Final evaluation of the weights in <path>.pt: return, its standard error, exact return, scores."""
-    chosen, weights = make_device(device), _with_suffix(path, ".pt")
-    if not weights.exists() and _with_suffix(path, ".json").exists():
+    chosen, weights = make_device(device), with_suffix(path, ".pt")
+    if not weights.exists() and with_suffix(path, ".json").exists():
         facts = read_facts(path)
         again = shlex.join(Planned(facts["label"], TrainConfig(**facts["config"])).options())
         raise RecordError(f"{weights} is not there; make it: python -m flowrl train {again} --out DIR")
     state = load_checkpoint(weights, chosen)
     config = TrainConfig(**state["config"])
-    if _with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
+    if with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
         raise RecordError(
-            f"{weights} holds the weights of another configuration than {_with_suffix(path, '.json')}, or the city's "
+            f"{weights} holds the weights of another configuration than {with_suffix(path, '.json')}, or the city's "
             "file has changed since"
         )
-    if _with_suffix(path, ".json").exists() and not state["finished"]:
-        raise RecordError(f"{weights} is of a run that is not finished, {_with_suffix(path, '.json')} of another one")
+    if with_suffix(path, ".json").exists() and not state["finished"]:
+        raise RecordError(f"{weights} is of a run that is not finished, {with_suffix(path, '.json')} of another one")
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
     trainer = make_trainer(config, env)
     for name in ("policy", "critic"):  # no more: generators' states are their device's own

@@ -1,16 +1,139 @@
-"""The records of an experiment, read back: what plots and tables are made of."""
+"""What a record is: two small text files, whole or not there; and the records of an experiment, read back.
 
+A record is <label>/seed<k>.csv, one row an evaluation, and seed<k>.json, the configuration and where, when and with
+what it was made, with the final evaluation. Both are written under temporary names and renamed, the JSON last.
+"""
+
+import csv
+import json
+import os
+import platform
+import subprocess
 from collections import Counter
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from .config import runs, scale_drawn
-from .runs import ROOT, RecordError, read_record
 from .stats import normalised_score, plateau_gain
 
+SCHEMA = 1
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium")
+
+
+def _root() -> Path:
+    """The project's folder, whatever the working directory: where experiments.yaml lies."""
+    package = Path(__file__).resolve().parents[2]
+    return package if (package / "experiments.yaml").exists() else Path.cwd()
+
+
+ROOT = _root()
+
+
 EXPERIMENTS = ROOT / "experiments.yaml"
+
+
+class RecordError(ValueError):
+    """A record that can't be read, or may not be overwritten."""
+
+
+def record_path(out: Path, env: str, label: str, seed: int) -> Path:
+    """The record without its suffix: <out>/<environment>/<label>/seed<k>."""
+    return Path(out) / Path(env).stem / label / f"seed{seed}"
+
+
+def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
+    """The curve and the facts of a record, its path given with or without suffix. Raises RecordError."""
+    facts = read_facts(path)
+    csv_path = with_suffix(path, ".csv")
+    try:
+        return pd.read_csv(csv_path), facts
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{csv_path}: {' '.join(str(error).split())}") from None
+
+
+def read_facts(path: Path) -> dict:
+    """The JSON of a record. Raises RecordError."""
+    json_path = with_suffix(path, ".json")
+    try:
+        facts = json.loads(json_path.read_text())
+    except OSError as error:
+        raise RecordError(f"{json_path}: no such record ({error.strerror})") from None
+    except ValueError:
+        raise RecordError(f"{json_path}: not a record, it is not JSON") from None
+    found = facts.get("schema") if isinstance(facts, dict) else None
+    if found != SCHEMA:
+        raise RecordError(f"{json_path}: record of schema {found}; this version reads schema {SCHEMA}")
+    return facts
+
+
+def with_suffix(path: Path, suffix: str) -> Path:
+    """A record's file: its path may be given with or without suffix."""
+    path = Path(path)
+    return path.with_suffix(suffix) if path.suffix in (".csv", ".json", ".pt") else path.with_name(path.name + suffix)
+
+
+def write_record(path: Path, rows: list[dict], facts: dict) -> None:
+    """Write <path>.csv and <path>.json, whole or not at all."""
+    with replacing(with_suffix(path, ".csv")) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
+    with replacing(with_suffix(path, ".json")) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path):
+    """A temporary path that takes the place of `path` when all went well: a file is there whole, or as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rounded(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def provenance(device: torch.device) -> dict:
+    """Commit, versions and machine that a record is made with."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", "flowrl", "experiments.yaml")),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        },
+        "device": device.type,
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# -------------------------------------------------------------------------- the records of an experiment
 
 
 class Record(NamedTuple):

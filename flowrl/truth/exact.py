@@ -18,9 +18,9 @@ from scipy.optimize import minimize
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from flowrl.envs.city import City
-from flowrl.envs.era import observe
-from flowrl.envs.partial import RESOURCES, Game
+from ..envs.city import City
+from ..envs.era import observe
+from ..envs.partial import RESOURCES, Game
 
 MAX_ACTIONS = 65_536  # K^D up to which `optimum` goes, if a step costs no more than MAX_WORK
 MAX_WORK = 100_000_000  # additions a step, (K + 1) · K^D · K · D: about ten seconds for 100 steps

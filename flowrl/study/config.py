@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from . import envs
+from .. import envs
 
 SCALES = ("smoke", "quick", "paper")
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from . import envs, exact, rejection, search
-from .a2c import COUNTS, Trainer, seeded
+from .. import envs, rejection
+from ..a2c import COUNTS, Trainer, seeded
+from ..envs.era import BatchedERA
+from ..envs.partial import BatchedPartial
+from ..policies import to_flat
+from ..rejection import ask, ask_all
+from ..truth import exact, search
 from .config import TrainConfig
-from .envs.era import BatchedERA
-from .envs.partial import BatchedPartial
-from .policies import to_flat
-from .rejection import ask, ask_all
 
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
 ENOUGH_VALID = 64  # valid ones among them below which more are drawn

@@ -1,7 +1,7 @@
 """Pictures that explain: the loop of IAR-A2C (paper, Figure 1), what a correction does, the cities of ERA.
 
 Numbers and axes in, artists out, as in `plots`; nothing here trains or samples. What the pictures show is computed in
-notebooks 03 and 04, from `rejection`, `truth` and `exact`.
+notebooks 03 and 04, from `rejection` and `truth`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
-from .envs.city import City
-from .envs.draw import INK, RESOURCES, ROAD, layout
+from ..envs.city import City
+from ..envs.draw import INK, RESOURCES, ROAD, layout
 from .plots import GREY, REFERENCES, STYLE
 
 BLUE, ORANGE, GREEN, VERMILLION, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#F4F6F8"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
-from . import rejection
-from .policies import Sample, to_flat
+from .. import rejection
+from ..policies import Sample, to_flat
 
 MAX_OUTCOMES = 100_000  # enumerated at most
 EDGES = (-12.0, -6.0, -3.0, -1.5, 0.0, 1.5, 3.0, 6.0, 12.0)  # in units of σ: pieces over which a Gaussian is smooth

@@ -1,0 +1,1 @@
+"""From experiments.yaml to figures: settings, runs, records, statistics, plots."""

@@ -1,0 +1,1 @@
+"""Ground truth: dynamic programming, search in large cities, exact gradients and log-probabilities."""
