@@ -1,4 +1,4 @@
-"""The command line: python -m flowrl train | optimum | evaluate | generate | list.
+"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | list.
 
 Units everywhere; bad input is answered by one line and exit status 2.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import envs
 from .rejection import NoValidActionError
-from .study import config, evaluation, records, runs
+from .study import config, evaluation, queue, records, runs
 from .truth import search
 
 
@@ -61,6 +61,21 @@ def command_line() -> argparse.ArgumentParser:
     train.add_argument("--force", action="store_true", help="overwrite a finished record")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    queue = commands.add_parser(
+        "queue",
+        help="train what experiments.yaml lacks",
+        description="Train every run of a scale whose record is missing or of other settings, the most wanted first. "
+        "Stopped, it goes on from the checkpoints when the same command is given again.",
+    )
+    queue.add_argument("--scale", default="paper", help=f"one of: {', '.join(config.SCALES)} (default %(default)s)")
+    queue.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="some experiments (see `list`)")
+    queue.add_argument("--runs", nargs="+", metavar="LABEL", help="some runs, by label")
+    queue.add_argument("--cores", type=_count, default=1, metavar="N", help="runs at a time (default 1)")
+    queue.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="stop after so long")
+    queue.add_argument("--data", type=Path, default=Path("data/runs"), metavar="DIR", help="default %(default)s")
+    queue.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    queue.add_argument("--list", action="store_true", help="only say what is missing and how long it is likely to take")
+
     optimum = commands.add_parser(
         "optimum",
         help="exact expected returns of an environment",
@@ -108,6 +123,20 @@ def _train(args) -> None:
         f"{path}.json: return {facts['final_return_mean']:.2f} ± {facts['final_return_sem']:.2f} over "
         f"{cfg.final_episodes} episodes{score}, {facts['violations']} violations"
     )
+
+
+def _queue(args) -> None:
+    data = records.ROOT / args.data
+    wanted = queue.missing(records.EXPERIMENTS, data, args.scale, args.only, args.runs)
+    if args.list:
+        print(queue.listing(wanted, data))
+        return
+    if args.cores < 1:
+        raise config.ConfigError("--cores is 0; it must be at least 1")
+    logs = records.ROOT / "build" / "logs"
+    failed = queue.work(wanted, data / args.scale, args.cores, args.hours, logs, args.device)
+    if failed:
+        raise records.RecordError(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
 
 def _optimum(args) -> None:
@@ -163,7 +192,10 @@ def _list(args) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     args = command_line().parse_args(arguments)
-    command = {"train": _train, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate, "list": _list}
+    command = {
+        "train": _train, "queue": _queue, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate,
+        "list": _list,
+    }  # fmt: skip
     try:
         command[args.command](args)
     except runs.Interrupted as stopped:
@@ -175,6 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"flowrl: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except records.BusyError as error:
+        print(f"flowrl: {error}", file=sys.stderr)
+        return queue.BUSY
     except (ValueError, NoValidActionError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

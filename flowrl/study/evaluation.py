@@ -19,6 +19,7 @@ from ..truth import exact, search
 from .config import TrainConfig
 
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
+CURVE_DRAWS = 128  # the same along a run, where a point of a curve needs less
 ENOUGH_VALID = 64  # valid ones among them below which more are drawn
 MASK_TABULATED = 1_000  # |A| up to which MASK's policy is tabulated as it is, not from draws
 
@@ -39,8 +40,8 @@ class Evaluator:
         self.violations += int(env.violations)
         return float(returns.mean()), float(returns.std() / n**0.5) if n > 1 else 0.0, counts
 
-    def exact_return(self, trainer: Trainer) -> float | None:
-        """Expected return of the learnt policy, tabulated from draws in every state; None where that can't be.
+    def exact_return(self, trainer: Trainer, n: int = EXACT_DRAWS) -> float | None:
+        """Expected return of the learnt policy, tabulated from n draws in every state; None where that can't be.
 
         None for Wol-DDPG: it may choose invalid actions, which a tabulated policy can't hold.
         """
@@ -50,7 +51,7 @@ class Evaluator:
         if isinstance(env, BatchedPartial):
             return exact.memoryless_return(env.game, without_memory(trainer, generator))
         if isinstance(env, BatchedERA) and env.city.allocations <= exact.MAX_TABULATED:
-            return exact.policy_return(env.city, *tabulate(trainer, env.city, generator))
+            return exact.policy_return(env.city, *tabulate(trainer, env.city, generator, n))
         return None
 
 
@@ -78,15 +79,17 @@ def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16)
     return ((1 - none) * counts / counts.sum().clamp_min(1) + none * uniform).view(*policy.sizes)
 
 
-def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def tabulate(
+    trainer: Trainer, city, generator: torch.Generator, n: int = EXACT_DRAWS, chunk: int = 128
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What is executed in every reachable state of a city: flat actions and weights (X, K + 1, n).
 
-    n is EXACT_DRAWS, for MASK |A| where that is small.
+    From n draws a state; MASK's from all |A| probabilities where those are few.
     """
     act = _masked if getattr(trainer.policy, "needs_mask", False) else _drawn
     reachable = torch.from_numpy(exact.reachable(city)).repeat_interleave(city.districts + 1)
     observations = exact.states(city)[reachable].to(trainer.device)
-    tables = zip(*(act(trainer, observation, generator) for observation in observations.split(chunk)), strict=True)
+    tables = zip(*(act(trainer, observation, generator, n) for observation in observations.split(chunk)), strict=True)
     actions, weights = (torch.cat(rows).detach().cpu() for rows in tables)
     table = actions, weights.double() / weights.double().sum(-1, keepdim=True)
     full = [torch.zeros(len(reachable), rows.shape[-1], dtype=rows.dtype) for rows in table]
@@ -95,24 +98,24 @@ def tabulate(trainer: Trainer, city, generator: torch.Generator, chunk: int = 12
     return tuple(whole.unflatten(0, (-1, city.districts + 1)) for whole in full)
 
 
-def _masked(trainer: Trainer, observation: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _masked(trainer: Trainer, observation: torch.Tensor, generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """MASK's flat actions (B, n) and their weights: its probabilities of all of A where that is small, else draws."""
     policy = trainer.policy
     mask = ask_all(trainer.oracle, observation, policy.sizes)
     features = policy.features(observation, mask)
     if mask.shape[1] <= MASK_TABULATED:
         return torch.arange(mask.shape[1], device=trainer.device).expand_as(mask), features.exp()
-    flat = to_flat(policy.sample(features, EXACT_DRAWS, generator).action, policy.sizes)
+    flat = to_flat(policy.sample(features, n, generator).action, policy.sizes)
     return flat, torch.ones_like(flat)
 
 
-def _drawn(trainer: Trainer, observation: torch.Tensor, generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _drawn(trainer: Trainer, observation: torch.Tensor, generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Flat actions (B, n) and which of them are executed, one as often as the other: each row an unbiased estimate.
 
-    They are the valid ones of n = EXACT_DRAWS draws, and of more, up to max_draws, where few of those are; where none
+    They are the valid ones of n draws, and of more, up to max_draws, where few of those are; where none
     is, A is listed, or the fallback asked, as in `rejection.decide`.
     """
-    policy, oracle, n = trainer.policy, trainer.oracle, min(EXACT_DRAWS, trainer.config.max_draws)
+    policy, oracle, n = trainer.policy, trainer.oracle, min(n, trainer.config.max_draws)
     sample = policy.sample(policy.features(observation), n, generator)
     valid = ask(oracle, observation, sample.action)
     draws, counts = torch.full((len(valid),), n, device=valid.device), dict.fromkeys(COUNTS, 0)

@@ -5,6 +5,7 @@ what it was made, with the final evaluation. Both are written under temporary na
 """
 
 import csv
+import fcntl
 import json
 import os
 import platform
@@ -39,6 +40,10 @@ EXPERIMENTS = ROOT / "experiments.yaml"
 
 class RecordError(ValueError):
     """A record that can't be read, or may not be overwritten."""
+
+
+class BusyError(RecordError):
+    """A record that another process is making."""
 
 
 def record_path(out: Path, env: str, label: str, seed: int) -> Path:
@@ -96,6 +101,19 @@ def replacing(path: Path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path):
+    """Hold a record for this process until it ends, however it ends. Raises BusyError where another holds it."""
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"{path} is being made by another process") from None
+        yield
 
 
 def _rounded(value):

@@ -23,10 +23,11 @@ from ..a2c import Trainer, seeded
 from ..wolpertinger import WolpertingerTrainer
 from .config import ConfigError, TrainConfig
 from .config import Run as Planned
-from .evaluation import Evaluator, reference
+from .evaluation import CURVE_DRAWS, Evaluator, reference
 from .records import (
     SCHEMA,
     RecordError,
+    alone,
     provenance,
     read_facts,
     record_path,
@@ -204,8 +205,18 @@ class Run:
                 f"{self.path}: the gradient is not finite before step {trainer.env_steps}: training has diverged, and "
                 "will again with these settings; lower actor_lr, critic_lr or clip"
             )
+        row["exact_return"] = self._exact_return_of_a_tenth()
         names = ("elbo", "entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "ties")
         self.rows.append(row | {name: summary[name] for name in names})
+
+    def _exact_return_of_a_tenth(self) -> float:
+        """The learnt policy's exact return at the first evaluation after each tenth of the run, where it can be had."""
+        last = self.rows[-1]["env_steps"] if self.rows else 0
+        tenth = max(1, self.config.steps / 10)
+        if self.trainer.env_steps // tenth == last // tenth:
+            return math.nan
+        exact = self.evaluator.exact_return(self.trainer, CURVE_DRAWS)
+        return math.nan if exact is None else exact
 
     def _facts(self, start: float) -> dict:
         config, trainer = self.config, self.trainer
@@ -237,8 +248,8 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
     """Train a configuration into <out>/<environment>/<label>/seed<k>.{csv,json}; the facts of its record.
 
     Goes on from an unfinished checkpoint of the same configuration; returns a finished record of it as it is, unless
-    `force`. Raises RecordError where a record of another configuration stands, unless `force`, and where training
-    diverges; ConfigError; Interrupted.
+    `force`. Raises RecordError where a record of another configuration stands, unless `force`, where training diverges,
+    and, as BusyError, where another process is at it; ConfigError; Interrupted.
     """
     if label is not None and (label in ("", "..") or Path(label).name != label):
         raise ConfigError(f"--name is {label!r}; it names a folder: not empty, no path")
@@ -248,10 +259,11 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
         if not config.made(facts):
             raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
         return facts
-    run = Run(config, out, label, device)
-    if run.resume() and progress:
-        print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
-    return run.train(progress)
+    with alone(path):
+        run = Run(config, out, label, device)
+        if run.resume() and progress:
+            print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
+        return run.train(progress)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict:

@@ -1,0 +1,94 @@
+"""The queue trains what is missing or stale, the most wanted first, and goes on after a stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flowrl.__main__ import main
+from flowrl.study import queue, records
+from flowrl.study.config import ConfigError
+
+YAML = """
+scales:
+  smoke: {seeds: 2, steps: 640, eval_every: 320, eval_episodes: 2, final_episodes: 4, n_envs: 16, hidden: 16}
+experiments:
+  first: {title: a, notebook: n, environments: [ERA-v1], runs: {mask: , factored-iar: }}
+  second: {title: b, notebook: n, environments: [ERA-v1, ERA-v2], runs: {mask: }}
+"""
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    path = tmp_path / "experiments.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def names(wanted):
+    return [(run.config.env, run.label, run.config.seed) for run in wanted]
+
+
+def test_order_is_by_experiment_then_seed_and_each_record_comes_once(experiments, tmp_path):
+    assert names(queue.missing(experiments, tmp_path, "smoke")) == [
+        ("ERA-v1", "mask", 0), ("ERA-v1", "factored-iar", 0), ("ERA-v1", "mask", 1), ("ERA-v1", "factored-iar", 1),
+        ("ERA-v2", "mask", 0), ("ERA-v2", "mask", 1),
+    ]  # fmt: skip
+    only = queue.missing(experiments, tmp_path, "smoke", only=["first"], labels=["mask"])
+    assert names(only) == [("ERA-v1", "mask", 0), ("ERA-v1", "mask", 1)]
+    with pytest.raises(ConfigError, match="unknown experiment 'third'; choose one of: first, second"):
+        queue.missing(experiments, tmp_path, "smoke", only=["third"])
+    with pytest.raises(ConfigError, match="unknown run 'ar'; choose one of: mask, factored-iar"):
+        queue.missing(experiments, tmp_path, "smoke", labels=["ar"])
+
+
+def test_it_trains_what_is_missing_and_what_is_stale_and_nothing_else(experiments, tmp_path):
+    out = tmp_path / "smoke"
+    wanted = queue.missing(experiments, tmp_path, "smoke", only=["first"])
+    assert queue.work(wanted, out, 2, 1, tmp_path / "logs") == []
+    assert queue.missing(experiments, tmp_path, "smoke", only=["first"]) == []
+    stale = wanted[0].path(tmp_path, "smoke").with_suffix(".json")
+    facts = json.loads(stale.read_text())
+    facts["config"]["gamma"] = 0.5
+    stale.write_text(json.dumps(facts))
+    assert names(queue.missing(experiments, tmp_path, "smoke", only=["first"])) == names(wanted[:1])
+    assert queue.work(wanted[:1], out, 1, 1, tmp_path / "logs") == []
+    assert records.read_facts(stale)["config"]["gamma"] == 0.95
+    assert "1 runs, 0.0 core-hours" in queue.listing(wanted[:1], tmp_path)
+
+
+def test_a_run_that_fails_is_named_with_its_log(experiments, tmp_path):
+    (tmp_path / "smoke").write_text("a file where a folder should be")
+    wanted = queue.missing(experiments, tmp_path / "other", "smoke", only=["first"])[:1]
+    (failure,) = queue.work(wanted, tmp_path / "smoke", 1, 1, tmp_path / "logs")
+    assert failure.startswith("ERA-v1 mask seed 0: see ") and failure.endswith(".log")
+
+
+def test_a_stopped_queue_leaves_a_checkpoint_and_no_process(experiments, tmp_path):
+    experiments.write_text(YAML.replace("steps: 640", "steps: 100000000"))
+    code = (
+        "import sys; from pathlib import Path; from flowrl.study import queue; root = Path(sys.argv[1]); "
+        "wanted = queue.missing(root / 'experiments.yaml', root, 'smoke', ['first'])[:1]; "
+        "queue.work(wanted, root / 'smoke', 1, 1, root / 'logs')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    checkpoint = tmp_path / "smoke/ERA-v1/mask/seed0.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert not checkpoint.with_suffix(".json").exists()
+    assert "the same command goes on from there" in (tmp_path / "logs/smoke/ERA-v1/mask/seed0.log").read_text()
+    with records.alone(checkpoint.with_suffix("")):  # nobody holds the record any more
+        pass
+
+
+def test_one_process_a_record(tmp_path, capsys):
+    with records.alone(tmp_path / "ERA-v1/mask/seed0"):
+        assert main(f"train --env ERA-v1 --method mask --steps 0 --out {tmp_path}".split()) == queue.BUSY
+    assert "ERA-v1/mask/seed0 is being made by another process" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "ERA-v1/mask") == [".seed0.lock"]
