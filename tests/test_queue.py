@@ -82,7 +82,6 @@ def test_a_stopped_queue_leaves_a_checkpoint_and_no_process(experiments, tmp_pat
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert not checkpoint.with_suffix(".json").exists()
-    assert "the same command goes on from there" in (tmp_path / "logs/smoke/ERA-v1/mask/seed0.log").read_text()
     with records.alone(checkpoint.with_suffix("")):  # nobody holds the record any more
         pass
 
