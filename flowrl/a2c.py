@@ -13,6 +13,7 @@ from torch import Tensor
 from . import rejection
 from .encoders import make_encoder
 from .flows import flat_parameters
+from .optimisers import OPTIMISERS
 from .policies import POLICIES, Sample, check_size, to_flat
 
 KL_DRAWS = 8  # pathwise draws a state for the latent KL
@@ -113,7 +114,7 @@ class Trainer:
         self.parameters = {name: flat_parameters(*group) for name, group in modules.items()}
         rates = {"critic": config.critic_lr, "flow": config.flow_lr_ratio * config.actor_lr}
         self.optimisers = {
-            name: torch.optim.RMSprop([flat], lr=rates.get(name, config.actor_lr), alpha=0.99, eps=1e-5)
+            name: OPTIMISERS[config.optimiser]([flat], lr=rates.get(name, config.actor_lr), alpha=0.99, eps=1e-5)
             for name, flat in self.parameters.items()
         }
         self.policy_groups = [name for name in ("actor", "flow") if name in self.parameters]

@@ -423,7 +423,12 @@ FAST = {
     "posterior_fit_steps": 50,
 }
 LEARNING = {method: (method, 80, {}) for method in METHODS} | {
-    "iar-a2c-paper": ("iar-a2c-paper", 100, {"actor_lr": 3e-3, "n_draws": 32, "policy_hidden": 16, "n_couplings": 2}),
+    "iar-a2c-paper": (
+        "iar-a2c-paper",
+        100,
+        {"actor_lr": 3e-3, "n_draws": 32, "policy_hidden": 16, "n_couplings": 2, "optimiser": "rmsprop"},
+    ),
+    "TensorFlow's RMSprop": ("iar-a2c", 150, {"optimiser": "rmsprop_tf", "actor_lr": 0.3, "critic_lr": 0.3}),
     "mask": ("mask", 80, {"n_draws": 1}),
     "latent": ("iar-a2c", 80, {"estimator": "latent"}),
     "cis": ("iar-a2c", 80, {"estimator": "cis"}),

@@ -84,6 +84,7 @@ def test_as_printed_is_algorithm_2_as_printed():
     assert (printed.estimator, printed.alpha, printed.n_posterior, printed.n_draws) == ("sandwich", "adaptive", 4, 32)
     assert (printed.correction, printed.n_correction, printed.posterior) == ("paper", printed.n_draws, "flow")
     assert (printed.joint_clip, printed.clip, printed.actor_lr, printed.critic_lr) == (True, 0.5, 3e-4, 3e-4)
+    assert printed.optimiser == "rmsprop_tf"
     assert printed.posterior_fit_steps == printed.valid_bonus == printed.entropy == printed.latent_kl == 0
 
 

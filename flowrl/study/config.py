@@ -69,9 +69,10 @@ class TrainConfig:
     n_envs: int = 64  # environments in parallel
     n_steps: int = 1  # steps of each environment in a rollout
     gamma: float = 0.95  # discount γ
-    actor_lr: float = 1e-3  # RMSprop learning rate of policy and posterior
+    optimiser: Literal["rmsprop", "rmsprop_tf"] = "rmsprop"  # torch's RMSprop, or TensorFlow's (`optimisers`)
+    actor_lr: float = 1e-3  # learning rate of policy and posterior
     flow_lr_ratio: float = 1.0  # learning rate of the latent flow's couplings, as a multiple of actor_lr
-    critic_lr: float = 5e-3  # RMSprop learning rate of the critic
+    critic_lr: float = 5e-3  # learning rate of the critic
     clip: float = 0.5  # largest gradient norm
     joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
     normalise_reward: bool = False  # divide rewards by the running standard deviation of discounted returns
@@ -191,7 +192,7 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
         coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
         n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
         n_posterior=4, posterior="flow", posterior_fit_steps=0, entropy=0.0, latent_kl=0.0,
-        actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
+        optimiser="rmsprop_tf", actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
     )),
     "mask": ("a categorical over all of A, masked by asking the oracle for every action", dict(
         policy="masked", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,

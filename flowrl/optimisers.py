@@ -1,0 +1,29 @@
+"""The optimisers that A2C descends with (paper, Table A.2: "RMSprop", of which there are two)."""
+
+import torch
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """TensorFlow's RMSprop: v ← α v + (1 − α) g², θ ← θ − lr g / √(v + ε), v = 1 to begin with.
+
+    torch's begins with v = 0 and divides by √v + ε: its first step is lr / √(1 − α) along every g's sign. Here a first
+    step is lr g, and no step is longer than lr |g| / √ε: a gradient well under √ε in size moves little, however steady.
+    """
+
+    def __init__(self, params, lr: float, alpha: float = 0.99, eps: float = 1e-5):
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if "square" not in self.state[p]:
+                    self.state[p]["square"] = torch.ones_like(p)
+                square = self.state[p]["square"].mul_(group["alpha"])
+                square.addcmul_(p.grad, p.grad, value=1 - group["alpha"])
+                p.addcdiv_(p.grad, square.add(group["eps"]).sqrt_(), value=-group["lr"])
+
+
+OPTIMISERS = {"rmsprop": torch.optim.RMSprop, "rmsprop_tf": RMSpropTF}
