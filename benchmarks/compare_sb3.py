@@ -44,7 +44,7 @@ EPISODES = 100
 EVALUATION_SEED = 10_000  # apart from training's
 
 # A2C of both libraries, in flowrl's words. Both have tanh networks of two layers, actor and critic apart, RMSprop with
-# α .99 and ε 1e-5, advantages from n-step returns (λ = 1) that are not normalised.
+# α 0.99 and ε 1e-5, advantages from n-step returns (λ = 1) that are not normalised.
 SHARED = dict(
     n_envs=8, n_steps=5, gamma=0.99, actor_lr=7e-4, critic_lr=7e-4, hidden=64, entropy=0.0, clip=0.5, joint_clip=True,
     value_coef=0.5, value_scale=1.0,
@@ -52,7 +52,7 @@ SHARED = dict(
 
 
 class Flattened(gymnasium.ActionWrapper):
-    """An ERA environment whose actions are numbered 0 … |A| − 1, with the masks that MaskablePPO asks for."""
+    """An ERA environment whose actions are numbered 0 … |A| − 1, with the masks that MaskablePPO needs."""
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)

@@ -131,7 +131,7 @@ def fit(
     gymnasium environment (Discrete or MultiDiscrete actions), or a batched environment as `Trainer` takes it.
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S), or `per_action` of a function that judges one action;
     None: the city's or batched environment's own, every action of a gymnasium environment. method, settings: as on
-    the command line (`python -m flowrl list --settings`), but for Wol-DDPG, which asks no oracle; a batched environment
+    the command line (`python -m flowrl list --settings`), but for Wol-DDPG, which has no oracle; a batched environment
     says n_envs and device itself. Everything drawn is seeded by `seed`. Warns where draws were hardly ever valid.
     Raises ValueError; NoValidActionError.
     """
@@ -155,15 +155,16 @@ def fit(
     without = (fitted.counts["enumerations"] + fitted.counts["fallbacks"]) / max(1, fitted.env_steps)
     if without > MOST_WITHOUT:
         warnings.warn(
-            f"no draw was valid in {float(without):.0%} of the training steps: actions were listed or the fallback was "
-            f"asked there, which is slow and teaches nothing; a valid_bonus larger than {config.valid_bonus:g} helps",
+            f"no draw was valid in {float(without):.0%} of the training steps: all actions were enumerated or the "
+            f"fallback was called there, which is slow and teaches nothing; a valid_bonus larger than "
+            f"{config.valid_bonus:g} helps",
             stacklevel=2,
         )
     return fitted
 
 
 def _make(env, n_envs: int, device: torch.device, generator: torch.Generator, oracle) -> tuple[object, Oracle | None]:
-    """A batched environment, and the oracle to ask instead of its own."""
+    """A batched environment, and the oracle to call instead of its own."""
     city = str(env).removeprefix("flowrl/")
     if isinstance(env, str | Path) and (city.endswith(".json") or city in set(envs.names()) - set(envs.CLASSIC)):
         return envs.make_batched(city, n_envs, device, generator), oracle

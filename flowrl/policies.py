@@ -50,11 +50,11 @@ def to_digits(flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def check_size(sizes: tuple[int, ...], policy: str) -> None:
-    """ValueError where a policy would have to list, or number, more actions than it can."""
+    """ValueError where a policy would have to enumerate, or number, more actions than it can."""
     n = math.prod(sizes)
     many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
     if policy in ("masked", "categorical") and n > MAX_LOGITS:
-        raise ValueError(f"{many}: {policy} policies list them all, at most {MAX_LOGITS:,}; methods with iar only draw")
+        raise ValueError(f"{many}: {policy} policies enumerate all, at most {MAX_LOGITS:,}; methods with iar only draw")
     if n >= ACTION_LIMIT:
         raise ValueError(f"{many}; allowed: fewer than 2^63 actions")
 

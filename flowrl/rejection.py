@@ -2,7 +2,7 @@
 
 S actions are drawn a state, the oracle says which are valid, one of the l valid ones, uniformly, is executed. An action
 that the oracle refused is never executed: without a valid draw S is doubled up to a cap, then A is enumerated if it is
-small, then the environment's fallback is asked, else `NoValidActionError`. Such steps carry no policy gradient.
+small, then the environment's fallback is called, else `NoValidActionError`. Such steps carry no policy gradient.
 """
 
 import math
@@ -65,7 +65,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
 
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None.
     Returns the decision and counts: `resamples` (states that needed more than S draws), `enumerations`, `fallbacks`,
-    `asked` (actions put to the oracle). Raises NoValidActionError.
+    `asked` (oracle calls). Raises NoValidActionError.
     """
     counts = {"resamples": 0, "enumerations": 0, "fallbacks": 0, "asked": 0}
     B, S = len(observation), config.n_draws

@@ -2,7 +2,7 @@
 
 An actor proposes a point of R^D, the proto-action; its k nearest actions are looked up; the critic executes the best of
 them: a = argmax_{a ∈ nearest_k(f(s))} Q(s, a). Both learn as in DDPG (Lillicrap et al. 2016), from a replay buffer and
-with slow target networks. It asks no oracle: an invalid action goes to the environment, which refuses and counts it.
+with slow target networks. It calls no oracle: an invalid action goes to the environment, which refuses and counts it.
 """
 
 import copy
@@ -30,7 +30,7 @@ def n_neighbours(sizes: tuple[int, ...], share: float, most: int) -> int:
 def nearest(point: Tensor, sizes: tuple[int, ...], k: int) -> Tensor:
     """The k actions nearest to points (B, D), in digits, by Euclidean distance → (B, k, D) int64, the nearest first.
 
-    Exact, and A is never listed: the squared distance is a sum over the dimensions, so the first d digits of a nearest
+    Exact, without enumerating A: the squared distance is a sum over the dimensions, so the first d digits of a nearest
     action are among the k nearest of all such beginnings. Raises ValueError unless 1 ≤ k ≤ |A|.
     """
     if not 1 <= k <= math.prod(sizes):
@@ -151,7 +151,7 @@ class Choice(NamedTuple):
 class WolpertingerTrainer(Trainer):
     """Wol-DDPG on a batch of environments; `step()` is n_steps in each and the gradient steps that follow.
 
-    Evaluation, summary, clipping and the optimisers' step are those of `Trainer`; `oracle` is kept and never asked.
+    Evaluation, summary, clipping and the optimisers' step are those of `Trainer`; `oracle` is kept and never called.
     Of the counts, `draws` are executed actions and `valid` those that the environment did not refuse.
     """
 

@@ -205,7 +205,7 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
         (
             [10] * 6,
             "mask",
-            r"^\|A\| is 1,000,000: masked policies list them all, at most 200,000; methods with iar only draw$",
+            r"^\|A\| is 1,000,000: masked policies enumerate all, at most 200,000; methods with iar only draw$",
         ),
         ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies list"),
         ([2] * 63, "iar-a2c", r"^\|A\| is about 10\^19; allowed: fewer than 2\^63 actions$"),

@@ -50,9 +50,13 @@ def _lab(colour, vision):
 
 @pytest.mark.parametrize("vision", [ALL, PROTAN, DEUTAN], ids=["all cones", "protan", "deutan"])
 def test_colours_are_told_apart(vision):
-    colours = [look.colour for look in plots.METHODS.values()]
-    for one, other in itertools.combinations(colours, 2):
-        assert np.linalg.norm(_lab(one, vision) - _lab(other, vision)) > 10, (one, other)
+    """Methods from one another, and an ablation's runs from one another and from every method."""
+    methods, variants = (
+        [_lab(look.colour, vision) for look in looks] for looks in (plots.METHODS.values(), plots.VARIANTS)
+    )
+    for looks in (methods, variants):
+        assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(looks, 2)) > 10
+    assert min(np.linalg.norm(one - other) for one, other in itertools.product(methods, variants)) > 9
 
 
 def test_unknown_label():
@@ -110,7 +114,7 @@ def test_environments_fills_columns_legend_and_caption(fake_records):
     fig = plots.environments(groups, "Return")
     assert [ax.get_title() for ax in fig.axes[:4]] == list(groups)
     assert len(fig.legends[0].texts) == len({run.facts["label"] for runs in groups.values() for run in runs})
-    assert fig.get_supxlabel().startswith("Scale quick: 3 seeds a run (wol-ddpg 1)")
+    assert fig.get_supxlabel().startswith("Scale quick: 3 seeds a run (Wol-DDPG 1)")
 
 
 def test_variants_look_different_and_methods_keep_theirs():
@@ -121,8 +125,9 @@ def test_variants_look_different_and_methods_keep_theirs():
             assert len({getattr(look, field) for look in looks.values()}) == len(looks), (name, field)
     looks = plots.variants({"first": "1st", "mask": "the mask", "second": "2nd"})
     assert looks["mask"] == plots.METHODS["mask"]._replace(name="the mask")
-    assert looks["first"].colour == plots.METHODS["iar-a2c"].colour  # ours leads where it is not among them
-    assert looks["second"].colour == plots.METHODS["iar-a2c-paper"].colour
+    assert [looks[label].colour for label in ("first", "second")] == [look.colour for look in plots.VARIANTS[:2]]
+    with pytest.raises(ValueError, match="9 runs are too many to tell apart; at most 8 beside the methods"):
+        plots.variants({"mask": ""} | {str(k): "" for k in range(9)})
 
 
 def record(label, xs, ys, environment="ERA-v4", final=-20.0, exact=None, **columns):
@@ -151,21 +156,21 @@ def test_learning_curve_against_x_in_given_looks():
 def test_curves_draws_a_panel_a_group_with_its_lines():
     groups = {"one": [record("iar-a2c", [0, 1, 2], [0, 1, 2], grad=[5, 6, 7])],
               "two": [record("ar", [0, 1, 2], [3, 4, 5], grad=[8, 9, 10])]}  # fmt: skip
-    calls = {"x": lambda run: run.curve["oracle_calls"], "xlabel": "questions", "log": True}
+    calls = {"x": lambda run: run.curve["oracle_calls"], "xlabel": "oracle calls", "log": True}
     fig = plots.curves(groups, "Title", {"two": {"best": 4.5, "worst": 1.0}}, column="grad", ylabel="norm", **calls)
     left, right = fig.axes
     assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [5, 6, 7])
-    np.testing.assert_allclose(left.lines[0].get_xdata(), [0, 1, 2])
-    assert (left.get_ylabel(), right.get_xlabel(), right.get_xscale()) == ("norm", "questions", "log")
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [6, 7])  # from the first x that a logarithmic axis has
+    np.testing.assert_allclose(left.lines[0].get_xdata(), [1, 2])
+    assert (left.get_ylabel(), right.get_xlabel(), right.get_xscale()) == ("norm", "oracle calls", "log")
     assert len(left.lines) == 1 and [line.get_ydata()[0] for line in right.lines[1:]] == [4.5, 1.0]
     assert [text.get_text() for text in right.texts] == ["best", "worst"]
-    assert [text.get_text() for text in fig.legends[0].texts] == ["IAR-A2C (ours)", "AR"]
+    assert [text.get_text() for text in fig.legends[0].texts] == ["flowrl recipe", "AR"]
     assert fig.legends[0].get_title().get_text() == "Title"
 
 
 def test_costs_scales_steps_by_the_seconds_of_a_step():
-    """Wol-DDPG asks no oracle; only what was timed one action at a time has a curve in the last panel."""
+    """Wol-DDPG calls no oracle; only what was timed one action at a time has a curve in the last panel."""
     runs = [record("iar-a2c", [0, 640, 1280], [-70, -40, -30]), record("ar-iar", [0, 160, 320], [-70, -60, -50]),
             record("wol-ddpg", [0, 0, 0], [-90, -80, -75])]  # fmt: skip
     paces = [("iar-a2c", "batched", 0.1), ("ar-iar", "batched", 0.2), ("wol-ddpg", "batched", 0.4),
@@ -177,27 +182,45 @@ def test_costs_scales_steps_by_the_seconds_of_a_step():
     drawn = [{line.get_label(): list(line.get_xdata()) for line in ax.lines} for ax in fig.axes]
     drawn = [{label: panel[name] for label, name in names.items() if name in panel} for panel in drawn]
     assert drawn[0] == dict.fromkeys(names, [0, 10, 20])
-    assert drawn[1] == {"iar-a2c": [0, 640, 1280], "ar-iar": [0, 160, 320]}
-    assert drawn[2] == {"iar-a2c": [0, 1, 2], "ar-iar": [0, 2, 4], "wol-ddpg": [0, 4, 8]}
-    assert drawn[3] == {"iar-a2c": [0, 30, 60]}
+    assert drawn[1] == {"iar-a2c": [640, 1280], "ar-iar": [160, 320]}
+    assert drawn[2] == {"iar-a2c": [1, 2], "ar-iar": [2, 4], "wol-ddpg": [4, 8]}
+    assert drawn[3] == {"iar-a2c": [30, 60]}
     assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
 
 
 def test_final_strip_shows_exact_scores_their_mean_and_the_plateau():
-    runs = [record("a", [0] * 3, [0] * 3, exact=-30.0), record("a", [0] * 3, [0] * 3, exact=-25.0),
+    runs = [record("a", [0] * 3, [0] * 3, exact=-30.0), record("a", [0] * 3, [0] * 3, exact=-82.5),
             record("b", [0] * 3, [0] * 3, final=-45.0), record("b", [0] * 3, [0] * 3, final=-700.0)]  # fmt: skip
     ax = plots.final_strip(plt.subplots()[1], runs, plots.variants({"a": "A", "b": "B"}))
-    seeds_a, mean_a, seeds_b, mean_b, stay, optimum = (line.get_xdata() for line in ax.lines)
-    np.testing.assert_allclose(seeds_a, [0.8, 0.9])
-    np.testing.assert_allclose(mean_a, 0.85)
-    np.testing.assert_allclose(seeds_b, [0.5, -0.05])  # what lies far below random is shown at the edge
-    np.testing.assert_allclose(mean_b, -0.05)
+    seeds_a, mean_a, seeds_b, stay, optimum = (line.get_xdata() for line in ax.lines)
+    np.testing.assert_allclose(seeds_a, [0.8, -0.25])  # below random, where it is
+    np.testing.assert_allclose(mean_a, 0.275)
+    np.testing.assert_allclose(seeds_b, [0.5])
     assert (stay[0], optimum[0]) == (0.8, 1)
     named = {text.get_text().strip(): text.get_position()[0] for text in ax.texts}
-    assert named == {"go and stay": 0.8, "optimum": 1}
+    assert named == {"go and stay": 0.8, "optimum": 1, "← −12.6": plots.LOWEST_SCORE}  # far below: by its value
     assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
     low, high = ax.get_ylim()
     assert low > high  # the first run on top, as in the legend
+
+
+def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
+    """Exact returns at two of three evaluations; a run of which one seed has none falls back to the episodes' means."""
+    nan = float("nan")
+    runs = [record("mask", [0] * 3, [-70, -60, -50], exact_return=[-71, nan, -51]),
+            record("ar-iar", [0] * 3, [-70, -60, -40], exact_return=[-71, nan, -41]),
+            record("ar-iar", [0] * 3, [-70, -60, -40])]  # fmt: skip
+    fig = plots.curves({"ERA-v4": runs}, "Title")
+    mask, ar = fig.axes[0].lines
+    assert (mask.get_xdata().tolist(), mask.get_ydata().tolist()) == ([0, 20], [-71, -51])
+    assert (ar.get_xdata().tolist(), ar.get_ydata().tolist()) == ([0, 10, 20], [-70, -60, -40])
+    said = "Curves: exact returns, but for AR+IAR: means over episodes."
+    assert fig.get_supxlabel().replace("\n", " ").endswith(said)
+    for some, says in ((runs[:1], "Curves: exact returns."), (runs[1:], "Records of commit none.")):
+        fig = plots.environments({"ERA-v4": [run._replace(facts=run.facts | {"env_steps": 20}) for run in some]}, "T")
+        assert fig.get_supxlabel().replace("\n", " ").endswith(says)
+    all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
+    assert plots.return_column([all_nan]) == "eval_return_mean"
 
 
 def test_ablation_shows_return_the_column_and_the_final_scores():

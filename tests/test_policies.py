@@ -381,7 +381,7 @@ def test_categorical_and_factored_policies(kind):
 
 
 def test_too_many_actions_for_a_logit_each_are_refused():
-    with pytest.raises(ValueError, match="1,000,000: categorical policies list them all, at most 200,000"):
+    with pytest.raises(ValueError, match="1,000,000: categorical policies enumerate all, at most 200,000"):
         make(CategoricalPolicy, (10,) * 6)
 
 

@@ -75,9 +75,15 @@ def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
     assert "WARNING" not in text
     found = load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick")
     assert "3 seeds a run (iar-a2c 2), 200,000" in caption(found[1:])
+    assert "3 seeds a run (the recipe 2), 200,000" in caption(found[1:], names={"iar-a2c": "the recipe"})
+    elsewhere = [r._replace(facts=r.facts | {"environment": "ERA-v2"}) for r in found]
+    assert "3 seeds a run (the recipe on ERA-v1 2), 200,000" in caption(
+        [*found[1:], *elsewhere], "", {"iar-a2c": "the recipe"}
+    )
     text = caption(found)
     assert "3 seeds a run, 200,000" in text
     assert "from the least to the greatest" in text
     assert "0123456+" in text
     assert "WARNING" in text
     assert "mask on ERA-v1" in text
+    assert "MASK on ERA-v1" in caption(found, names={"mask": "MASK"})

@@ -257,8 +257,9 @@ def generate(
 ) -> City:
     """A random city: a spanning tree and more edges, 1.5 K in all at most, everything else as in the shipped ones.
 
-    Severities are within .85..1.25, edge costs within .02..0.2; three profiles of weights .6, .3, .1 are permutations
-    of the same scores N(0, ½²); ε = .05, 100 steps. The same arguments give the same city. Raises CityError.
+    Severities are within 0.85..1.25, edge costs within 0.02..0.2; three profiles of weights 0.6, 0.3, 0.1 are
+    permutations of the same scores N(0, ½²); ε = 0.05, 100 steps. The same arguments give the same city. Raises
+    CityError.
     """
     rng = np.random.default_rng(seed)
     pairs = [(int(rng.integers(j)), j) for j in range(1, districts)]

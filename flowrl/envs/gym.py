@@ -61,10 +61,10 @@ class GymBatched:
     env: an id, or a callable without arguments that makes a new environment each time. Observations that are no arrays
     (Dict, Tuple, Discrete, …) are flattened; all reach the policy as float32, unscaled.
     oracle(observation (B, …), actions (B, S, D) int64) → bool (B, S); None: every action is valid. fallback(observation
-    (B, …)) → actions (B, D), asked where no draw is valid. Both get and give what the environment's own `step` takes
+    (B, …)) → actions (B, D), called where no draw is valid. Both get and give what the environment's own `step` takes
     (a Discrete's or MultiDiscrete's `start` included); everything else here counts categories from 0.
 
-    A general environment has no "no move" to fall back on: `step` asks the oracle itself, on the observations that it
+    A general environment has no "no move" to fall back on: `step` calls the oracle itself, on the observations that it
     gave out last, counts what it refuses in `violations` and raises a ValueError instead of executing anything.
 
     Raises ValueError for an environment that can't be made, whose actions or observations don't fit, or that says by an
@@ -92,7 +92,7 @@ class GymBatched:
         if oracle is None and getattr(self._vector.envs[0].unwrapped, "constrained", False):
             raise ValueError(
                 "the environment has constraints (it says so: env.constrained) and no oracle was given; one of "
-                "flowrl's own is asked itself where it is given by its name"
+                "flowrl's own is called itself where it is given by its name"
             )
         self.action_sizes, start = _sizes_and_start(self._vector.single_action_space)
         self.observation_shape = self._vector.single_observation_space.shape

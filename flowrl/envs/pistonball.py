@@ -1,7 +1,7 @@
 """Pistonball (paper, section 5, Figure 3): PettingZoo's pistonball_v6 under one controller that moves all pistons.
 
 Pistonball-v1, v2, v3 have 5, 8, 10 pistons, each of which goes down, stays or goes up (0, 1, 2) in every step; they are
-to carry the ball to the left wall. The physics, the drawing and the reward (percent of the way, less .1 a step, the
+to carry the ball to the left wall. The physics, the drawing and the reward (percent of the way, less 0.1 a step, the
 same for every piston) are PettingZoo's. An observation is the whole picture, grey, 96 × 96, after each of the last four
 steps, oldest first. An episode ends at the left wall (terminated) or after 125 steps (truncated).
 
@@ -39,7 +39,7 @@ PISTONS = {
 DOWN, STAY, UP = range(3)
 FRAMES, SIDE, HORIZON = 4, 96, 125
 VERSION = 1  # of these dynamics: raised whenever a record made before would come out otherwise
-pistonball.get_image = functools.cache(pistonball.get_image)  # else each environment decodes .1 s and 5 MB of sprites
+pistonball.get_image = functools.cache(pistonball.get_image)  # else each environment decodes 0.1 s and 5 MB of sprites
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"  # of worker processes; both work, spawn takes seconds
 
 

@@ -185,16 +185,16 @@ def _checked(field: dataclasses.Field, value):
 
 # what each method is, and where it leaves the defaults of TrainConfig
 DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
-    "iar-a2c": ("ours: flow policy, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
+    "iar-a2c": ("flowrl recipe: flow, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
         entropy=0.3, flow_lr_ratio=0.1,
     )),
-    "iar-a2c-paper": ("Algorithm 2 as printed: flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
+    "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
         coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
         n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
         n_posterior=4, posterior="flow", posterior_fit_steps=0, entropy=0.0, latent_kl=0.0,
         optimiser="rmsprop_tf", actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
     )),
-    "mask": ("a categorical over all of A, masked by asking the oracle for every action", dict(
+    "mask": ("a categorical over all of A, masked by an oracle call for every action", dict(
         policy="masked", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
     )),
     "a2c": ("one categorical over all of A; no constraints", dict(
@@ -212,7 +212,7 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
     "ar-iar": ("an LSTM over the dimensions, with rejection and the leave-one-out gradient", dict(
         policy="autoregressive", policy_hidden=64, n_draws=16, latent_kl=0.0,
     )),
-    "wol-ddpg": ("Wolpertinger: DDPG in R^D, the critic chooses among the nearest actions; asks no oracle", dict(
+    "wol-ddpg": ("Wolpertinger: DDPG in R^D, the critic chooses among the nearest actions; no oracle calls", dict(
         policy="wolpertinger", hidden=128, policy_hidden=64, n_draws=1, correction="none", valid_bonus=0.0,
         entropy=0.0, latent_kl=0.0, gamma=0.99, actor_lr=1e-4, critic_lr=1e-3, clip=10.0,
     )),

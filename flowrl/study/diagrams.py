@@ -17,9 +17,10 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ..envs.city import City
 from ..envs.draw import INK, RESOURCES, ROAD, layout
-from .plots import GREY, REFERENCES, STYLE
+from .plots import GREY, METHODS, REFERENCES, STYLE
 
-BLUE, ORANGE, GREEN, VERMILLION, PALE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#F4F6F8"
+BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
+GOLD, GREEN, RED, PALE = "#D2B43C", "#2E7D32", "#D20F3C", "#F4F6F8"
 
 
 class Correction(NamedTuple):
@@ -31,17 +32,17 @@ class Correction(NamedTuple):
 
 
 CORRECTIONS = {
-    "leave_one_out": Correction("leave-one-out (ours)", BLUE, "-"),
-    "mean": Correction("mean, 1/l", GREEN, (0, (6, 1.5, 1.5, 1.5))),
-    "none": Correction("none", "#000000", (0, (1, 1.2))),
-    "paper": Correction("as printed, S/l²", VERMILLION, (0, (5, 1.5))),
+    "leave_one_out": Correction("leave-one-out", BLUE, "-"),
+    "mean": Correction("mean, 1/l", GOLD, (0, (6, 1.5, 1.5, 1.5))),
+    "none": Correction("none", GREY, (0, (1, 1.2))),
+    "paper": Correction("S/l² (printed)", RED, (0, (5, 1.5))),
 }
 
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
 
 
 def iar_a2c_loop() -> Figure:
-    """Figure 1 of the paper, redrawn with the weights that Theorem 1 asks for: acting above, learning below."""
+    """Figure 1 of the paper, redrawn with the weights that Theorem 1 calls for: acting above, learning below."""
     with plt.rc_context(STYLE):
         fig = plt.figure(figsize=(13, 6.65))
         ax = fig.add_axes((0, 0, 1, 1))
@@ -93,11 +94,11 @@ def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> 
         ax.add_patch(Circle((x, y), 0.135, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
         _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=10, color="white", zorder=4)
         if j == ring:
-            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=ORANGE, linewidth=3, zorder=5))
+            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=GOLD, linewidth=3, zorder=5))
 
 
 def _acting(ax: Axes) -> None:
-    """Upper half: draw, ask, reject, execute."""
+    """Upper half: draw, call the oracle, reject, execute."""
     middle, executed = TOP - GAP * (DRAWS - 1) / 2, TOP - GAP * EXECUTED
     policy = (r"$z_0 = \mu(s) + \sigma(s)\,\varepsilon$", r"$v = F_w(z_0;\, s)$", r"$a = \mathrm{argmax}\; v$")
     _box(ax, 0.3, 3.95, 2.9, 1.95, BLUE, r"flow policy  $\pi_\theta(a|s)$", *policy)
@@ -110,7 +111,7 @@ def _acting(ax: Axes) -> None:
     _note(ax, 7.18, middle + 0.24, "yes / no")
     _draws(ax, 7.9, VALID, EXECUTED)
     for j in range(DRAWS):
-        mark, colour = ("✓", GREEN) if j in VALID else ("✗", VERMILLION)
+        mark, colour = ("✓", GREEN) if j in VALID else ("✗", RED)
         _note(ax, 8.26, TOP - GAP * j, mark, fontsize=14, color=colour, fontfamily="DejaVu Sans")
     _arrow(ax, (8.45, executed), (10.0, executed))
     _note(ax, 9.2, executed + 0.34, "one of the $l$", "valid, uniformly")
@@ -139,14 +140,14 @@ def _learning(ax: Axes) -> None:
 
 
 def _weights(ax: Axes) -> None:
-    """The box with u_j as bars over the draws: leave-one-out, and as printed."""
+    """The box with u_j as bars over the draws: leave-one-out, and S/l² as printed."""
     _frame(ax, 4.1, 0.2, 5.15, 2.9, BLUE, r"weight $u_j$ of each draw's $\nabla\log\pi_\theta(a_j|s)$")
     l, executed, valid = len(VALID), np.arange(DRAWS) == EXECUTED, np.isin(range(DRAWS), VALID)
-    ours = (r"executed: $1$", r"other valid: $-1/(l-1)$", r"refused: $0$")
+    leave_one_out = (r"executed: $1$", r"other valid: $-1/(l-1)$", r"refused: $0$")
     printed = (r"executed: $1 - S/l^2$", r"other valid: $-S/l^2$", r"refused: $0$")
-    _weight_bars(ax, 1.92, np.where(executed, 1, -1 / (l - 1)) * valid, BLUE, "leave-one-out (ours): unbiased", ours)
-    name = r"as printed: $\mathrm{E}[1 - S/l^2]$ of it, wrong sign at $l < \sqrt{S}$"
-    _weight_bars(ax, 0.82, (executed - DRAWS / l**2) * valid, VERMILLION, name, printed)
+    _weight_bars(ax, 1.92, np.where(executed, 1, -1 / (l - 1)) * valid, BLUE, "leave-one-out: unbiased", leave_one_out)
+    name = r"$S/l^2$ (printed): $\mathrm{E}[1 - S/l^2]$ of it, wrong sign at $l < \sqrt{S}$"
+    _weight_bars(ax, 0.82, (executed - DRAWS / l**2) * valid, RED, name, printed)
 
 
 def _weight_bars(ax: Axes, base: float, weights: np.ndarray, colour: str, name: str, text: Sequence[str]) -> None:
@@ -167,7 +168,7 @@ def _multiple_axis(ax: Axes, lowest: float) -> None:
     ax.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     ax.axhspan(lowest, 0, color="#FBE9E1", zorder=0, linewidth=0)
     ax.axhline(0, color=INK, linewidth=1)
-    place = dict(xytext=(8, -6), textcoords="offset points", va="top", color=VERMILLION)
+    place = dict(xytext=(8, -6), textcoords="offset points", va="top", color=RED)
     ax.annotate("wrong direction", (0, 0), xycoords=ax.get_yaxis_transform(), **place)
 
 
@@ -181,25 +182,25 @@ def multiple_by_valid_draws(ax: Axes, n_draws: int, multiples: Mapping[str, tupl
                 alpha=0.35 if wide else 1)  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks := 2 ** np.arange(int(np.log2(n_draws)) + 1), [str(tick) for tick in ticks])
-    ax.axvline(n_draws**0.5, color=VERMILLION, linewidth=1, linestyle=":")
-    ax.annotate("$l = \\sqrt{S}$", (n_draws**0.5, -n_draws / 3), (6, 0), textcoords="offset points", color=VERMILLION)
+    ax.axvline(n_draws**0.5, color=RED, linewidth=1, linestyle=":")
+    ax.annotate("$l = \\sqrt{S}$", (n_draws**0.5, -n_draws / 3), (6, 0), textcoords="offset points", color=RED)
     ax.set_xlabel(f"$l$, valid ones of $S$ = {n_draws} draws")
     ax.set_ylabel("expected gradient,\nas a multiple of the true one")
     return ax
 
 
-def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.ndarray], ours: np.ndarray,
+def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.ndarray], leave_one_out: np.ndarray,
                            ranges: Mapping[str, tuple[float, float]]) -> Axes:  # fmt: skip
-    """In expectation over l, against Z (n,): as printed for several S, leave-one-out; with named ranges of Z."""
+    """In expectation over l, against Z (n,): S/l² for several S, leave-one-out; with named ranges of Z."""
     _multiple_axis(ax, -1.5 * max(printed))
-    shades = plt.get_cmap("Oranges")(np.linspace(0.45, 0.95, len(printed)))
+    shades = plt.get_cmap("Reds")(np.linspace(0.45, 0.95, len(printed)))
     for (n_draws, multiple), shade in zip(printed.items(), shades, strict=True):
         ax.plot(mass, multiple, color=shade, linestyle=CORRECTIONS["paper"].dashes, linewidth=2.4)
         box = dict(facecolor="white", edgecolor=shade, boxstyle="round,pad=0.2")
         place = np.interp(0.0, multiple, mass), 0
         label = f"$S$ = {n_draws}" if n_draws == max(printed) else f"{n_draws}"
         ax.annotate(label, place, ha="center", va="center", color=shade, fontsize=9.5, bbox=box)
-    ax.plot(mass, ours, color=BLUE, linewidth=2.8)
+    ax.plot(mass, leave_one_out, color=BLUE, linewidth=2.8)
     ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=BLUE, textcoords="offset points")
     for i, (name, (low, high)) in enumerate(ranges.items()):
         y = -1.15 * max(printed) / 2**i
@@ -269,7 +270,7 @@ def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:
         returns = [exact[key] for key in REFERENCES]
         ax.plot((min(returns), max(returns)), (y, y), color="#C9CED6", linewidth=5, solid_capstyle="round", zorder=2)
         for key, value in zip(REFERENCES, returns, strict=True):
-            marker, colour = {"optimal": ("*", BLUE), "go_and_stay": ("s", ORANGE), "uniform_valid": ("o", INK)}[key]
+            marker, colour = {"optimal": ("*", "black"), "go_and_stay": ("s", GOLD), "uniform_valid": ("o", GREY)}[key]
             ax.plot(value, y, marker, color=colour, markersize=12 if marker == "*" else 7, label=REFERENCES[key],
                     markeredgecolor="white", linestyle="", zorder=3)  # fmt: skip
         ax.annotate(f"{name}: {100 * exact['valid_fraction']:.0f} % valid", (0, y), (0, 11), fontsize=9, color=INK,

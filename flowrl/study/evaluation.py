@@ -113,7 +113,7 @@ def _drawn(trainer: Trainer, observation: torch.Tensor, generator, n: int) -> tu
     """Flat actions (B, n) and which of them are executed, one as often as the other: each row an unbiased estimate.
 
     They are the valid ones of n draws, and of more, up to max_draws, where few of those are; where none
-    is, A is listed, or the fallback asked, as in `rejection.decide`.
+    is, all actions are enumerated, or the fallback called, as in `rejection.decide`.
     """
     policy, oracle, n = trainer.policy, trainer.oracle, min(n, trainer.config.max_draws)
     sample = policy.sample(policy.features(observation), n, generator)

@@ -4,6 +4,7 @@ Colours are told apart under the common colour-vision deficiencies (Okabe & Ito,
 same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
 """
 
+import itertools
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from .records import Record, by_label, caption, curves_drawn
+from .records import Record, by_environment, by_label, caption, curves_drawn
 from .stats import bootstrap_interval, iqm, normalised_score, on_common_grid
 
 plt.switch_backend(plt.get_backend())  # now: inside rc_context a notebook's first figure would be its last to be shown
@@ -35,8 +36,9 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "iar-a2c": Method("IAR-A2C (ours)", "#0072B2", "-", "o"),
-    "iar-a2c-paper": Method("IAR-A2C as printed", "#56B4E9", (0, (5, 1.5)), "s"),
+    "iar-a2c": Method("flowrl recipe", "#0072B2", "-", "o"),
+    "iar-a2c-paper": Method("IAR-A2C (printed)", "#56B4E9", (0, (5, 1.5)), "s"),
+    "iar-a2c-released": Method("IAR-A2C (released)", "#332288", (0, (7, 1, 3, 1)), "h"),
     "mask": Method("MASK", "#E69F00", (0, (6, 1.5, 1.5, 1.5)), "^"),
     "ar-iar": Method("AR+IAR", "#009E73", (0, (2.5, 1.2)), "D"),
     "wol-ddpg": Method("Wol-DDPG", "#D55E00", (0, (1, 1)), "v"),
@@ -45,8 +47,21 @@ METHODS = {
     "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "<"),
     "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
 }
+# an ablation's runs, in their order: colours that are no method's
+VARIANTS = [
+    Method("", "#D20F3C", (0, (6, 1.5, 1.5, 1.5)), "^"),
+    Method("", "#78C396", (0, (2.5, 1.2)), "D"),
+    Method("", "#3C3CC3", (0, (1, 1)), "v"),
+    Method("", "#D2B43C", (0, (4, 1, 1, 1, 1, 1)), "P"),
+    Method("", "#4B1E3C", (0, (8, 2)), "X"),
+    Method("", "#7A7A7A", (0, (3, 1, 1, 1)), "<"),
+    Method("", "#E10FA5", (0, (1, 2)), "p"),
+    Method("", "#2D3C00", (0, (10, 1.5, 1, 1.5)), ">"),
+]
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
 FINAL = "; markers: each seed's final policy, by its exact return where that is known"
+LOWEST_SCORE = -0.5  # that a strip of final scores has room for
+COSTS = "environment steps", "oracle calls", "seconds, batched oracle", "seconds, one oracle call an action"
 GREY, WARNING = "#555555", "#a00000"
 
 STYLE = {
@@ -75,42 +90,68 @@ def style():
 def method(label: str) -> Method:
     """How a run's label is shown. Raises ValueError for one that has no colour yet."""
     if label not in METHODS:
-        raise ValueError(f"no colour for run {label!r} in flowrl/plots.py; there are: {', '.join(METHODS)}")
+        raise ValueError(f"no colour for run {label!r} in flowrl/study/plots.py; there are: {', '.join(METHODS)}")
     return METHODS[label]
 
 
 def variants(titles: dict[str, str]) -> dict[str, Method]:
-    """The looks of an ablation's runs, by label: a colour, dash and marker each in their order, methods keep theirs."""
-    free = [look for label, look in METHODS.items() if label not in titles and label != "iar-a2c"]
-    looks = [METHODS["iar-a2c"], *free] if "iar-a2c" not in titles else free
-    others = iter(looks)
-    if sum(label not in METHODS for label in titles) > len(looks):
-        raise ValueError(f"{len(titles)} runs are too many to tell apart; at most {len(looks)} beside the methods")
-    return {
-        label: (METHODS[label] if label in METHODS else next(others))._replace(name=title)
-        for label, title in titles.items()
-    }
+    """The looks of an ablation's runs, by label: methods keep theirs, the others get those of `VARIANTS` in turn."""
+    own = [label for label in titles if label not in METHODS]
+    if len(own) > len(VARIANTS):
+        raise ValueError(f"{len(own)} runs are too many to tell apart; at most {len(VARIANTS)} beside the methods")
+    looks = METHODS | dict(zip(own, VARIANTS, strict=False))
+    return {label: looks[label]._replace(name=title) for label, title in titles.items()}
+
+
+def return_column(group: list[Record]) -> str:
+    """`exact_return` where all runs of a group have it, with more than one value each; else `eval_return_mean`."""
+    exact = (run.curve.get("exact_return", pd.Series(dtype=float)) for run in group)
+    return "exact_return" if all(column.count() > 1 for column in exact) else "eval_return_mean"
+
+
+def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
+    """For a caption: of which runs the curves of returns are exact; nothing where all are means over episodes."""
+    exact = {label: [] for label in by_label(runs)}
+    for group in by_environment(runs).values():
+        for label, its in by_label(group).items():
+            exact[label].append(return_column(its) == "exact_return")
+    sampled = [names[label] for label, panels in exact.items() if not all(panels)]
+    if not any(itertools.chain(*exact.values())):
+        return ""
+    return " Curves: exact returns" + f", but for {', '.join(sampled)}: means over episodes" * bool(sampled) + "."
 
 
 def learning_curve(
-    ax: Axes, runs: list[Record], column: str = "eval_return_mean", looks: dict[str, Method] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], marked: bool = False,
+    ax: Axes, runs: list[Record], column: str | None = None, looks: dict[str, Method] | None = None,
+    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], marked: bool = False, log: bool = False,
 ) -> Axes:  # fmt: skip
     """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
 
-    marked: the legend shows the method's marker, too.
+    column: default the return, as `return_column` says. marked: the legend shows the method's marker, too. log: x is
+    logarithmic; lines begin at the first x above zero.
     """
     for label, group in by_label(runs).items():
         name, colour, dashes, marker = looks[label] if looks else method(label)
-        steps, values = on_common_grid([(x(run), run.curve[column]) for run in group])
+        steps, values = on_common_grid([_curve(run, x(run), column or return_column(group)) for run in group])
+        if log:
+            steps, values = steps[steps > 0], values[:, steps > 0]
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
         zorder, legend = 4 if label == "iar-a2c" else 3, dict(marker=marker, markevery=[]) if marked else {}
         ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=zorder, **legend)
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if log:
+        ax.set_xscale("log")
+    else:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.margins(x=0)
     return ax
+
+
+def _curve(run: Record, x: pd.Series, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """x and a column of a run; of exact returns, which few evaluations have, the rows that have one."""
+    rows = run.curve[column].notna() if column == "exact_return" else slice(None)
+    return x[rows].to_numpy(), run.curve[column][rows].to_numpy()
 
 
 def final_scores(ax: Axes, runs: list[Record]) -> Axes:
@@ -187,15 +228,21 @@ def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = Tr
 
 
 def _legend_and_caption(
-    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, drawn: str = "", note: str = ""
-) -> None:
+    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, drawn: str = "", note: str = "",
+    looks: dict[str, Method] | None = None,
+) -> None:  # fmt: skip
     """One legend for all axes, the title above it, and below what the records call for; a warning's colour if stale."""
     handles = {handle.get_label(): handle for ax in axes.flat for handle in ax.get_legend_handles_labels()[0]}
     width = fig.get_figwidth()
     fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
                loc="outside upper center", ncols=min(len(handles), ncols), handlelength=3.2)  # fmt: skip
-    text = textwrap.fill(caption(runs, drawn) + note, int(width * 15))
+    text = textwrap.fill(caption(runs, drawn, _names(runs, looks)) + note, int(width * 15))
     fig.supxlabel(text, fontsize=8, color=WARNING if any(run.stale for run in runs) else GREY)
+
+
+def _names(runs: list[Record], looks: dict[str, Method] | None = None) -> dict[str, str]:
+    """What the legend calls each run, by label."""
+    return {label: (looks[label] if looks else method(label)).name for label in by_label(runs)}
 
 
 def environments(groups: dict[str, list[Record]], title: str) -> Figure:
@@ -206,24 +253,23 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
         for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
             environment(pair, runs, leftmost=i == 0, rightmost=i == len(groups) - 1)
         runs = [run for group in groups.values() for run in group]
-        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, curves_drawn(runs) + FINAL)
+        note = returns_drawn(runs, _names(runs))
+        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, curves_drawn(runs) + FINAL, note)
     return fig
 
 
 def curves(
     groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
     x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], xlabel: str = "environment steps",
-    log: bool = False, column: str = "eval_return_mean", ylabel: str = "return of an episode",
+    log: bool = False, column: str | None = None, ylabel: str = "return of an episode",
 ) -> Figure:  # fmt: skip
     """A panel a group: a column against environment steps, or x; `lines`: values by name to draw in a group's panel."""
     with style():
         width = max(4.2 * len(groups), 5.6)
         fig, axes = plt.subplots(1, len(groups), figsize=(width, 4.4), squeeze=False, layout="constrained")
         for ax, (name, runs) in zip(axes[0], groups.items(), strict=True):
-            learning_curve(ax, runs, column, x=x).set_title(name, fontweight="bold")
+            learning_curve(ax, runs, column, x=x, log=log).set_title(name, fontweight="bold")
             ax.set_xlabel(xlabel)
-            if log:
-                ax.set_xscale("log")
             for i, (what, value) in enumerate((lines or {}).get(name, {}).items()):
                 ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
                 highest = value == max(lines[name].values())
@@ -232,12 +278,13 @@ def curves(
                 ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3 if highest else -3), **place)
         axes[0, 0].set_ylabel(ylabel)
         runs = [run for group in groups.values() for run in group]
-        _legend_and_caption(fig, axes, runs, title, int(width / 2.2))
+        note = "" if column else returns_drawn(runs, _names(runs))
+        _legend_and_caption(fig, axes, runs, title, int(width / 2.2), note=note)
     return fig
 
 
 def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) -> Figure:
-    """A row an environment: return against environment steps, questions to the oracle, and seconds of training.
+    """A row an environment: return against environment steps, oracle calls, and seconds of training.
 
     seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, all timed on one machine.
     """
@@ -251,21 +298,18 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
         fig, axes = plt.subplots(len(groups), 4, figsize=size, squeeze=False, sharey="row", layout="constrained")
         for row, (name, runs) in zip(axes, groups.items(), strict=True):
             known = runs[0].facts["reference"]
-            asks = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
-            timed = [run for run in asks if (name, run.facts["label"], "one at a time") in pace.index]
-            learning_curve(row[0], runs).set_xlabel("environment steps")
-            learning_curve(row[1], asks, x=lambda run: run.curve["oracle_calls"]).set_xlabel("questions to the oracle")
-            learning_curve(row[2], runs, x=spent("batched")).set_xlabel("seconds, batched oracle")
-            learning_curve(row[3], timed, x=spent("one at a time")).set_xlabel(
-                "seconds, oracle asked one action at a time"
-            )
+            calling = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
+            timed = [run for run in calling if (name, run.facts["label"], "one at a time") in pace.index]
+            learning_curve(row[0], runs)
+            learning_curve(row[1], calling, x=lambda run: run.curve["oracle_calls"], log=True)
+            learning_curve(row[2], runs, x=spent("batched"), log=True)
+            learning_curve(row[3], timed, x=spent("one at a time"), log=True)
             row[0].set(ylabel=f"{name}: return", ylim=whole_range(runs, known))
-            for i, ax in enumerate(row):
+            for i, (ax, xlabel) in enumerate(zip(row, COSTS, strict=True)):
+                ax.set_xlabel(xlabel)
                 reference_lines(ax, known, labels=() if i else ("optimal", "go_and_stay"))
-            for ax in row[1:]:
-                ax.set_xscale("log")
         runs = [run for group in groups.values() for run in group]
-        note = " Seconds a step of every method were timed apart, in one run on one machine."
+        note = " Seconds a step of every method were timed apart, on one machine." + returns_drawn(runs, _names(runs))
         _legend_and_caption(fig, axes, runs, title, 6, note=note)
     return fig
 
@@ -284,19 +328,27 @@ def against(
                 ax.plot(np.asarray(x)[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.75,
                         label=look.name)  # fmt: skip
             ax.set(xscale="log", xlabel=xlabel, title=textwrap.fill(ylabel, 26))
-        _legend_and_caption(fig, axes, runs, title, len(titles), "Markers: one a seed", note)
+        _legend_and_caption(fig, axes, runs, title, len(titles), "Markers: one a seed", note, looks)
     return fig
 
 
 def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
-    """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean."""
+    """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean.
+
+    Scores below `LOWEST_SCORE` stand at the left edge, by their values.
+    """
     groups = by_label(runs)
     for row, (label, group) in enumerate(groups.items()):
         look, facts = looks[label], [run.facts for run in group]
         exact = [f["final_return_mean"] if f["final_exact_return"] is None else f["final_exact_return"] for f in facts]
         scores = np.array([normalised_score(value, f["reference"]) for value, f in zip(exact, facts, strict=True)])
-        ax.plot(scores.clip(-0.05), np.full(len(scores), row), look.marker, color=look.colour, alpha=0.75, markersize=6)
-        ax.plot(max(scores.mean(), -0.05), row, "|", color="black", markersize=14)
+        shown, off = scores[scores >= LOWEST_SCORE], scores[scores < LOWEST_SCORE]
+        ax.plot(shown, np.full(len(shown), row), look.marker, color=look.colour, alpha=0.75, markersize=6)
+        if scores.mean() >= LOWEST_SCORE:
+            ax.plot(scores.mean(), row, "|", color="black", markersize=14)
+        if len(off):
+            text = "← " + ", ".join(f"{score:.1f}".replace("-", "−") for score in np.sort(off))
+            ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=9, color=look.colour)
     stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
     for x, name, side, dashes in ((stay, "go and stay ", "right", ":"), (1, " optimum", "left", "--")):
         ax.axvline(x, color=GREY if dashes == ":" else "black", linestyle=dashes, linewidth=1.2)
@@ -323,7 +375,8 @@ def ablation(
         for ax in axes[:2]:
             ax.set_xlabel("environment steps")
         final_strip(axes[2], runs, looks)
-        _legend_and_caption(fig, axes[:1], runs, title, 4, curves_drawn(runs) + FINAL)
+        note = returns_drawn(runs, _names(runs, looks))
+        _legend_and_caption(fig, axes[:1], runs, title, 4, curves_drawn(runs) + FINAL, note, looks)
     return fig
 
 

@@ -244,29 +244,40 @@ def _seeds(records: list[Record]) -> Counter:
     return Counter((record.facts["environment"], record.facts["label"]) for record in records)
 
 
-def caption(records: list[Record], drawn: str = "") -> str:
+def caption(records: list[Record], drawn: str = "", names: dict[str, str] | None = None) -> str:
     """What a figure must say of its records: scale, seeds, steps, episodes, commits; a warning where some are stale.
 
-    drawn: what lines, bands and markers are; default as `curves_drawn` says.
+    drawn: what lines, bands and markers are; default as `curves_drawn` says. names: what the legend calls each run, by
+    label; default the label.
     """
-    counted = _seeds(records)
-    most = max(counted.values())
-    fewer = ", ".join(dict.fromkeys(f"{label} {n}" for (_, label), n in counted.items() if n < most))
-    seeds = f"{most} seed{'s' * (most > 1)} a run" + f" ({fewer})" * bool(fewer)
+    names = {record.facts["label"]: record.facts["label"] for record in records} | (names or {})
     configs = [record.facts["config"] for record in records]
     commits = sorted({_commit(record.facts) for record in records})
     text = (
-        f"Scale {_span((record.scale for record in records), str)}: {seeds}, "
+        f"Scale {_span((record.scale for record in records), str)}: {_seeds_a_run(records, names)}, "
         f"{_span(config['steps'] for config in configs)} environment steps, evaluated every "
         f"{_span(config['eval_every'] for config in configs)} steps over {_span(c['eval_episodes'] for c in configs)} "
         f"episodes and at the end over {_span(c['final_episodes'] for c in configs)}. "
         f"{drawn or curves_drawn(records)}. "
         f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
     )
-    stale = sorted({f"{r.facts['label']} on {r.facts['environment']}" for r in records if r.stale})
+    stale = sorted({f"{names[r.facts['label']]} on {r.facts['environment']}" for r in records if r.stale})
     if stale:
         text += f" WARNING: made with other settings than experiments.yaml now names: {', '.join(stale)}."
     return text
+
+
+def _seeds_a_run(records: list[Record], names: dict[str, str]) -> str:
+    """How many seeds the runs have, and which have fewer: where not in all of their environments, in which."""
+    counted = _seeds(records)
+    most, fewer = max(counted.values()), []
+    for label in by_label(records):
+        its = {env: n for (env, other), n in counted.items() if other == label}
+        if len(set(its.values())) > 1:
+            fewer += [f"{names[label]} on {env} {n}" for env, n in its.items() if n < most]
+        elif min(its.values()) < most:
+            fewer.append(f"{names[label]} {min(its.values())}")
+    return f"{most} seed{'s' * (most > 1)} a run" + f" ({', '.join(fewer)})" * bool(fewer)
 
 
 def _span(values, show="{:,}".format) -> str:
