@@ -145,7 +145,7 @@ def main() -> None:
     for name, rows in (("seconds", seconds), ("scaling", scaling), ("fraction", fraction)):
         if args.only in (None, name):
             pd.DataFrame(rows(args.seconds)).to_csv(OUT / f"{name}.csv", index=False, float_format="%.4g")
-            machines[name] = facts
+            machines = {key: value for key, value in machines.items() if not key.startswith(name)} | {name: facts}
     (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
 
 

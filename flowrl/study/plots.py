@@ -286,7 +286,7 @@ def curves(
 def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) -> Figure:
     """A row an environment: return against environment steps, oracle calls, and seconds of training.
 
-    seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, all timed on one machine.
+    seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, each oracle's timed in one run.
     """
     pace = seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"]
 
@@ -309,7 +309,7 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
                 ax.set_xlabel(xlabel)
                 reference_lines(ax, known, labels=() if i else ("optimal", "go_and_stay"))
         runs = [run for group in groups.values() for run in group]
-        note = " Seconds a step of every method were timed apart, on one machine." + returns_drawn(runs, _names(runs))
+        note = " Seconds a step were timed apart, with either oracle in one run." + returns_drawn(runs, _names(runs))
         _legend_and_caption(fig, axes, runs, title, 6, note=note)
     return fig
 
