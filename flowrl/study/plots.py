@@ -61,7 +61,7 @@ VARIANTS = [
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
 FINAL = "; markers: each seed's final policy, by its exact return where that is known"
 LOWEST_SCORE = -0.5  # that a strip of final scores has room for
-COSTS = "environment steps", "oracle calls", "seconds, batched oracle", "seconds, one oracle call an action"
+COSTS = "environment steps", "oracle calls", "seconds, batched oracle", "seconds, unbatched oracle"
 GREY, WARNING = "#555555", "#a00000"
 
 STYLE = {
