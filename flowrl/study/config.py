@@ -74,6 +74,7 @@ class TrainConfig:
     critic_lr: float = 5e-3  # RMSprop learning rate of the critic
     clip: float = 0.5  # largest gradient norm
     joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
+    reward_shift: float = 0.0  # added to every reward in training; evaluation is unshifted
     normalise_reward: bool = False  # divide rewards by the running standard deviation of discounted returns
     value_scale: float = 20.0  # the critic's output is multiplied by it
     value_coef: float = 0.5  # weight of the squared value error
