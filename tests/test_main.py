@@ -191,7 +191,7 @@ def test_a_city_is_not_overwritten_unasked(capsys, tmp_path):
 
 def test_a_city_of_the_authors_is_imported(capsys, tmp_path):
     """Two targets, one resource, made up here: worth 1 and −1 wherever it waits, as emergencies go to and fro."""
-    game, city = tmp_path / "theirs.json", tmp_path / "mine.json"
+    game, city = tmp_path / "theirs.json", tmp_path / "authors/mine.json"
     instance = {
         "payoff_matrix": [[1, -1, 0, 0], [1, -1, 0, 0]],
         "adj_matrix": [[0, 1], [1, 0]],
