@@ -44,7 +44,7 @@ COMPUTED = {
     "02_log_prob_estimators": ("estimators policies truth/gradients", "figB_estimators.pdf figB_estimators.png"),
     "03_rejection_gradient": (
         "policies rejection study/diagrams truth/exact truth/gradients",
-        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png",
+        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png",
     ),
     "04_environments": (
         "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",
