@@ -4,7 +4,9 @@
     snakemake --cores 4 --config scale=smoke     train what a scale (smoke, quick, paper) lacks and draw from it alone
 
 Other --config keys: data_dir (records, default data/runs), fig_dir (default figures, at the smoke scale
-build/smoke/figures), device (auto, cpu, cuda). Logs: build/logs; executed notebooks: build/notebooks.
+build/smoke/figures), device (auto, cpu, cuda), authors (folder of the paper authors' cities, authors-v4.json for
+authors/v4 in experiments.yaml; without it their figures are drawn from the records that are there, at any scale).
+Logs: build/logs; executed notebooks: build/notebooks.
 """
 
 import hashlib
@@ -21,13 +23,14 @@ EXPERIMENTS = Path("experiments.yaml")
 
 try:
     for key in config:
-        choose("--config key", key, ("scale", "data_dir", "fig_dir", "device"))
+        choose("--config key", key, ("scale", "data_dir", "fig_dir", "device", "authors"))
     SCALE = config.get("scale", "auto")
     BUILD = "build/smoke" if SCALE == "smoke" else "build"
     DATA = Path(config.get("data_dir", "data/runs"))
     FIGURES = Path(config.get("fig_dir", "build/smoke/figures" if SCALE == "smoke" else "figures"))
-    PLANNED = {str(record): run for record, run in planned(EXPERIMENTS, DATA).items()}
-    DRAWN = {name: scale_drawn(EXPERIMENTS, name, DATA, SCALE) for name in experiments(EXPERIMENTS)}
+    AUTHORS = Path(config["authors"]) if "authors" in config else None
+    PLANNED = {str(record): run for record, run in planned(EXPERIMENTS, DATA, AUTHORS).items()}
+    DRAWN = {name: scale_drawn(EXPERIMENTS, name, DATA, SCALE, AUTHORS) for name in experiments(EXPERIMENTS)}
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -41,7 +44,7 @@ COMPUTED = {
     "02_log_prob_estimators": ("estimators policies truth/gradients", "figB_estimators.pdf figB_estimators.png"),
     "03_rejection_gradient": (
         "policies rejection study/diagrams truth/exact truth/gradients",
-        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png",
+        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png",
     ),
     "04_environments": (
         "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",

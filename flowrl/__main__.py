@@ -1,4 +1,4 @@
-"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | list.
+"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | import-city | list.
 
 Units everywhere; bad input is answered by one line and exit status 2.
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from . import envs
+from .envs import authors
 from .rejection import NoValidActionError
 from .study import config, evaluation, queue, records, runs
 from .truth import search
@@ -105,6 +106,16 @@ def command_line() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .json file")
     generate.add_argument("--force", action="store_true", help="overwrite a file")
 
+    imported = commands.add_parser(
+        "import-city",
+        help="read a city of the paper's authors",
+        description="Read an instance file of the paper authors' public repository (seqssg_v2.json, …) and write the "
+        "same city as a JSON file to train on. Their files stay theirs: neither is part of this project.",
+    )
+    imported.add_argument("file", type=Path, metavar="FILE", help="the authors' .json file")
+    imported.add_argument("--out", type=Path, required=True, metavar="CITY", help="the .json file to write")
+    imported.add_argument("--force", action="store_true", help="overwrite a file")
+
     listing = commands.add_parser("list", help="environments, methods, experiments")
     listing.add_argument("--settings", action="store_true", help="every setting: type or choices, default, meaning")
     return parser
@@ -160,17 +171,34 @@ def _evaluate(args) -> None:
 
 
 def _generate(args) -> None:
+    _check_out(args)
+    pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
+    city = envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair)
+    _write(city, args.out)
+
+
+def _import_city(args) -> None:
+    _check_out(args)
+    _write(authors.read(args.file), args.out)
+
+
+def _check_out(args) -> None:
     if args.out.suffix != ".json":
         raise config.ConfigError(f"--out is {args.out}; it must end in .json, as environments are told apart by it")
     if args.out.exists() and not args.force:
         raise config.ConfigError(f"{args.out} is there already; --force overwrites it")
-    pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
-    city = envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair)
+
+
+def _write(city: envs.City, path: Path) -> None:
+    """Write a city and say what it is."""
     if city.allocations >= 2**63:
-        raise config.ConfigError(f"{args.districts} to the power {args.resources} actions; allowed: fewer than 2^63")
-    city.to_json(args.out)
-    share = f"{100 * search.valid_fraction(city):.3g} % of them valid at the start"
-    print(f"{args.out}: {args.districts} districts, {args.resources} resources, {city.allocations:,} actions, {share}")
+        raise config.ConfigError(f"{city.districts} to the power {city.resources} actions; allowed: fewer than 2^63")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    city.to_json(path)
+    said = f"{path}: {city.districts} districts, {city.resources} resources, {city.allocations:,} actions"
+    if city.countable:
+        said += f", {100 * search.valid_fraction(city):.3g} % of them valid at the start"
+    print(said)
 
 
 def _list(args) -> None:
@@ -194,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = command_line().parse_args(arguments)
     command = {
         "train": _train, "queue": _queue, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate,
-        "list": _list,
+        "import-city": _import_city, "list": _list,
     }  # fmt: skip
     try:
         command[args.command](args)

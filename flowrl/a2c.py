@@ -172,7 +172,7 @@ class Trainer:
         observation = torch.cat([decision.observation for decision in rollout.decisions])
         with torch.no_grad():
             next_value = self.critic(rollout.final_observation.flatten(0, 1)).view_as(rollout.reward)
-            reward = rollout.reward
+            reward = rollout.reward + config.reward_shift
             if self.reward_scale is not None:
                 reward = self.reward_scale(reward, rollout.terminated | rollout.truncated)
             returns = n_step_returns(reward, rollout.terminated, rollout.truncated, next_value, config.gamma).flatten()

@@ -232,6 +232,18 @@ def test_states_without_a_valid_draw_carry_no_policy_gradient(estimator):
     assert one.parameters["critic"].grad.abs().sum() > 0
 
 
+def test_a_reward_shift_is_the_critics_and_the_advantages_alone():
+    """A shift of 2 a step is what a rollout of rewards 2 higher teaches; episodes are evaluated unshifted."""
+    shifted, plain = trainer(reward_shift=2.0), trainer()
+    rollout = plain.rollout()
+    assert torch.equal(shifted.rollout().reward, rollout.reward)
+    shifted.update(rollout)
+    plain.update(rollout._replace(reward=rollout.reward + 2))
+    assert torch.equal(parameters(shifted), parameters(plain))
+    returns = [one.evaluate(Bandit(16, 1), 16, seeded(0, "evaluation"))[0] for one in (shifted, plain)]
+    assert torch.equal(*returns) and returns[0].abs().max() <= 1
+
+
 def test_rewards_are_scaled_by_the_spread_of_their_discounted_past():
     """Against NumPy over the whole history, pasts beginning anew where episodes end; and it survives a checkpoint."""
     rewards = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) + 0.5

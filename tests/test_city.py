@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 import numpy as np
 import pytest
 
-from flowrl.envs import make_batched, names
+from flowrl.envs import authors, make_batched, names
 from flowrl.envs.city import CITIES, City, CityError, generate
 from flowrl.truth import ship
 from flowrl.truth.exact import optimum
@@ -275,3 +275,92 @@ def test_the_committed_files_are_what_the_search_finds(tmp_path):
     for version in ship.VERSIONS:
         ship.search(version).to_json(tmp_path / "found.json")
         assert (tmp_path / "found.json").read_text() == (CITIES / f"ERA-v{version}.json").read_text()
+
+
+# ------------------------------------------------------------------------------- the authors' instance format
+
+THEIRS = {  # a path 0 - 1 - 2 - 3, made up here in their format
+    "payoff_matrix": [[1, -2, 3, -1], [2, -3, 1, 1], [3, -4, 0, 1], [4, -5, -1, -3]],
+    "adj_matrix": [[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]],
+    "cost_matrix": [[0, 0.1, -1, -1], [0.1, 0, 0.2, -1], [-1, 0.2, 0, 0.3], [-1, -1, 0.3, 0]],
+    "def_constraints": [[0, 2]],
+    "att_param": {"dist_payoff": [0.75, 0.25], "idx_tgt": [[0, 1, 2, 3], [3, 0, 1, 2]]},
+    "attr_for_testing": {"init_state": {"0": [0, 1, 2]}},
+    "num_rsc": 3,
+    "num_tgt": 4,
+    "req_dist": 2,
+}
+
+
+def theirs(folder, **changes):
+    path = folder / "theirs.json"
+    path.write_text(json.dumps({key: value for key, value in (THEIRS | changes).items() if value is not ...}))
+    return path
+
+
+def test_an_instance_of_the_authors_is_read_as_a_city(tmp_path):
+    city = authors.read(theirs(tmp_path))
+    assert city.to_dict() == {
+        "districts": 4,
+        "resources": 3,
+        "edges": [[0, 1, 0.1], [1, 2, 0.2], [2, 3, 0.3]],
+        "covered": [1, 2, 3, 4],
+        "uncovered": [-2, -3, -4, -5],
+        "profiles": [{"weight": 0.75, "scores": [1, 1, 0.5, -2]}, {"weight": 0.25, "scores": [-2, 1, 1, 0.5]}],
+        "epsilon": 0.05,
+        "max_hops": 3,
+        "proximity": [[0, 2, 2]],
+        "travel_costs": True,
+        "horizon": 100,
+        "start": "uniform",
+    }
+    assert len(city.starts) == 4**3
+    plain = authors.read(theirs(tmp_path, req_dist=..., req_hop=1, att_param=..., attr_for_testing=...))
+    assert (plain.proximity, plain.max_hops) == ([[0, 2, 1]], 1)
+    assert plain.profiles == [{"weight": 1, "scores": [1, 1, 0.5, -2]}]
+
+
+def entry(key, i, j, value):
+    """Their matrix with one entry changed."""
+    return {key: [[value if (a, b) == (i, j) else x for b, x in enumerate(row)] for a, row in enumerate(THEIRS[key])]}
+
+
+UNLIKE_THEIRS = [
+    ({"num_rsc": ...}, "num_rsc: missing key"),
+    ({"payoff_matrix": ...}, "payoff_matrix: missing key, is this an instance of the authors'? Must be num_tgt rows"),
+    ({"fixed_assign": {"0": 1}}, "fixed_assign: unknown key, it may change the game; known: num_tgt"),
+    ({"num_tgt": 4.5}, "num_tgt: must be an integer ≥ 2"),
+    ({"num_tgt": 5}, "payoff_matrix: must be 5 rows of 4 finite numbers"),
+    (entry("payoff_matrix", 1, 2, "x"), "payoff_matrix: must be 4 rows of 4 finite numbers"),
+    (entry("payoff_matrix", 1, 2, NAN), "payoff_matrix: must be 4 rows of 4 finite numbers"),
+    ({"adj_matrix": [[0, 1], [1, 0]]}, "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric"),
+    (entry("adj_matrix", 0, 3, 1), "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric"),
+    (entry("adj_matrix", 0, 0, 1), "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric, 0 on the diagonal"),
+    (entry("adj_matrix", 0, 1, 2), "adj_matrix: must be 4 rows of 4 zeros and ones"),
+    (entry("cost_matrix", 0, 1, -1), "cost_matrix: must be 4 rows of 4 numbers, symmetric: above 0 on each edge"),
+    (entry("cost_matrix", 0, 1, 0.2), "cost_matrix: must be 4 rows of 4 numbers, symmetric"),
+    (entry("cost_matrix", 2, 2, 1), "cost_matrix: must be"),
+    (
+        {"cost_matrix": [[0, 0.1, 0.5, -1], [0.1, 0, 0.2, -1], [0.5, 0.2, 0, 0.3], [-1, -1, 0.3, 0]]},
+        "cost_matrix: must",
+    ),
+    ({"def_constraints": [[0, 3]]}, "def_constraints: must be a list of pairs [r, r'] of resources, 0 ≤ r ≠ r' < 3"),
+    ({"def_constraints": [[0, 0]]}, "def_constraints: must be a list of pairs"),
+    ({"def_constraints": [[0, 1, 2]]}, "def_constraints: must be a list of pairs"),
+    ({"req_dist": -1}, "req_dist: must be an integer ≥ 0"),
+    ({"req_hop": None}, "req_hop: must be an integer ≥ 0"),
+    ({"att_param": {"dist_payoff": [1]}}, 'att_param: must be {"dist_payoff": weights ≥ 0 that sum to 1'),
+    ({"att_param": {"dist_payoff": [1], "idx_tgt": [[0, 1, 2, 2]]}}, "att_param: must be"),
+    ({"att_param": {"dist_payoff": [0.5], "idx_tgt": [[0, 1, 2, 3]]}}, "att_param: must be"),
+    ({"att_param": {"dist_payoff": [0.5, 0.5], "idx_tgt": [[0, 1, 2, 3]]}}, "att_param: must be"),
+    ({"att_param": {"dist_payoff": [], "idx_tgt": []}}, "att_param: must be"),
+    ({"req_hop": 0, "req_dist": 0}, 'as a city: start: with "uniform", no valid first move where resource 0'),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), UNLIKE_THEIRS, ids=[message[:40] for _, message in UNLIKE_THEIRS])
+def test_an_instance_unlike_the_authors_is_refused_in_one_line(tmp_path, changes, message):
+    path = theirs(tmp_path, **changes)
+    with pytest.raises(CityError) as caught:
+        authors.read(path)
+    assert str(caught.value).startswith(f"{path}: {message}") and "\n" not in str(caught.value)

@@ -1,11 +1,13 @@
 """Settings and experiments.yaml: every bad value is refused by one line that names it and what is allowed."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flowrl.envs.city import generate
 from flowrl.study import config
 
 YAML = Path(__file__).parent.parent / "experiments.yaml"
@@ -167,6 +169,62 @@ def test_titles_name_runs_and_change_nothing_else(tmp_path):
     path = experiments_file(tmp_path / "titled", runs={"mask": {"title": "the mask"}, "mine": {"method": "mask"}})
     assert config.titles(path, "x") == {"mask": "the mask", "mine": "mine"}
     assert config.runs(path, "x", "smoke") == untitled
+
+
+THEIRS = {"environments": ["ERA-v1", "authors/v9"], "scales": {"paper": {"seeds": 1}}}
+
+
+def recorded(path, root, scale, authors=None):
+    """Empty records of x, but with the digest that its environments have now."""
+    for run in config.runs(path, "x", scale, authors):
+        record = run.path(root, scale)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{record}.csv").touch()
+        facts = {"config": dataclasses.asdict(run.config), "env_digest": run.config.env_digest()}
+        Path(f"{record}.json").write_text(json.dumps(facts))
+
+
+def test_a_city_of_the_authors_is_found_in_a_folder_of_its_own(tmp_path):
+    path = experiments_file(tmp_path, **THEIRS)
+    for authors, folder in [(None, tmp_path / "authors"), (tmp_path / "far", tmp_path / "far")]:
+        runs = config.runs(path, "x", "smoke", authors)
+        assert [run.config.env for run in runs] == ["ERA-v1", str(folder / "authors-v9.json")]
+        assert runs[1].path(Path("data"), "smoke") == Path("data/smoke/authors-v9/mask/seed0")
+        assert runs[1].options()[:2] == ["--env", str(folder / "authors-v9.json")]
+        assert list(config.planned(path, Path("data"), authors))[1] == Path("data/smoke/authors-v9/mask/seed0")
+
+
+def test_records_on_a_city_that_is_gone_are_compared_by_settings(tmp_path):
+    city = generate(5, 2)
+    city.to_json(tmp_path / "authors-v9.json")
+    made = config.make_config(str(tmp_path / "authors-v9.json"), "mask")
+    facts = {"config": dataclasses.asdict(made), "env_digest": city.digest}
+    generate(5, 2, seed=1).to_json(tmp_path / "authors-v9.json")
+    assert not made.made(facts)
+    (tmp_path / "authors-v9.json").unlink()
+    assert made.made(facts)
+    assert not dataclasses.replace(made, gamma=0.5).made(facts)
+
+
+def test_what_is_on_the_authors_cities_is_drawn_from_the_records_that_are_there(tmp_path):
+    """At any scale where the city is missing; as asked where it is there; refused, once, where there is neither."""
+    path, data, authors = experiments_file(tmp_path, **THEIRS), tmp_path / "runs", tmp_path / "cities"
+    asked = ("auto", "smoke", "quick", "paper")
+    for scale in asked:
+        with pytest.raises(config.ConfigError) as caught:
+            config.scale_drawn(path, "x", data, scale)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert all(word in message for word in ("experiment x", "authors-v9.json", "authors=DIR", "import-city"))
+    authors.mkdir()
+    generate(5, 2).to_json(authors / "authors-v9.json")
+    assert [config.scale_drawn(path, "x", data, scale, authors) for scale in asked] == ["quick", *asked[1:]]
+    recorded(path, data, "quick", authors)
+    (authors / "authors-v9.json").unlink()
+    assert {config.scale_drawn(path, "x", data, scale) for scale in asked} == {"quick"}
+    generate(5, 2).to_json(authors / "authors-v9.json")
+    recorded(path, data, "paper", authors)
+    assert [config.scale_drawn(path, "x", data, scale) for scale in asked] == ["paper", "paper", "quick", "paper"]
 
 
 @pytest.mark.parametrize(

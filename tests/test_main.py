@@ -154,7 +154,7 @@ def test_list_names_environments_methods_experiments(capsys):
     assert run(capsys, "list", "--settings")[0] == 0
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["optimum"], ["evaluate"], ["generate"], ["list"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["optimum"], ["evaluate"], ["generate"], ["import-city"], ["list"]])
 def test_help_is_there(capsys, command):
     status, said, _ = run(capsys, *command, "--help")
     assert status == 0 and "usage" in said
@@ -165,6 +165,7 @@ def test_help_is_there(capsys, command):
     [
         (["evaluate", "seed0.json", "--episodes", "0"], ["--episodes is 0", "at least 1"]),
         (["generate", "--districts", "5", "--out", "city.txt"], ["city.txt", ".json"]),
+        (["import-city", "theirs.json", "--out", "city.txt"], ["city.txt", ".json"]),
         (["generate", "--districts", "200", "--resources", "10", "--out", "city.json"], ["200", "10", "2^63"]),
         (["train", "--env", "ERA-v1", "--method", "mask", "--out", "o", "--name", "../x"], ["--name", "../x"]),
         (["train", "--env", "ERA-v1", "--method", "mask", "--out", "o", "--name", ""], ["--name", "empty"]),
@@ -186,6 +187,50 @@ def test_a_city_is_not_overwritten_unasked(capsys, tmp_path):
     status, _, error = run(capsys, *command, 2)
     assert status == 2 and "--force" in error and city.read_text() == first
     assert run(capsys, *command, 2, "--force")[0] == 0 and city.read_text() != first
+
+
+def test_a_city_of_the_authors_is_imported(capsys, tmp_path):
+    """Two targets, one resource, made up here: worth 1 and −1 wherever it waits, as emergencies go to and fro."""
+    game, city = tmp_path / "theirs.json", tmp_path / "authors/mine.json"
+    instance = {
+        "payoff_matrix": [[1, -1, 0, 0], [1, -1, 0, 0]],
+        "adj_matrix": [[0, 1], [1, 0]],
+        "cost_matrix": [[0, 3], [3, 0]],
+        "def_constraints": [],
+        "num_rsc": 1,
+        "num_tgt": 2,
+    }
+    game.write_text(json.dumps(instance))
+    status, said, _ = run(capsys, "import-city", game, "--out", city)
+    assert status == 0 and "2 districts, 1 resources, 2 actions, 100 % of them valid" in said
+    found = json.loads(run(capsys, "optimum", city, "--json")[1])
+    assert found["optimal"] == pytest.approx(0) == found["go_and_stay"]  # moving costs more than it can win
+    first = city.read_text()
+    ring = {"num_rsc": 3, "def_constraints": [[0, 1], [1, 2], [0, 2]]}  # valid actions are not counted there
+    game.write_text(json.dumps(instance | ring))
+    status, _, error = run(capsys, "import-city", game, "--out", city)
+    assert status == 2 and "--force" in error and city.read_text() == first
+    status, said, _ = run(capsys, "import-city", game, "--out", city, "--force")
+    assert status == 0 and said.endswith("8 actions\n") and City.load(city).resources == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", ["not JSON"]),
+        ("[]", ["a JSON list", "num_tgt"]),
+        ('{"districts": 4}', ["num_tgt", "missing key"]),
+        (None, ["cannot be read"]),
+    ],
+)
+def test_what_is_no_city_of_the_authors_is_one_line(capsys, tmp_path, text, named):
+    game, city = tmp_path / "theirs.json", tmp_path / "mine.json"
+    if text is not None:
+        game.write_text(text)
+    status, _, error = run(capsys, "import-city", game, "--out", city)
+    assert status == 2 and len(error.strip().splitlines()) == 1
+    assert all(word in error for word in [str(game), *named]), error
+    assert not city.exists()
 
 
 def test_a_city_of_one_resource(capsys, tmp_path):

@@ -14,11 +14,13 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import fake_record
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from flowrl.__main__ import command_line
+from flowrl.envs.city import generate
 from flowrl.study.config import SCALES, ConfigError, experiments, make_config, planned, runs
 from flowrl.study.plots import method
 from flowrl.study.records import EXPERIMENTS, ROOT
@@ -130,6 +132,38 @@ def test_figures_of_another_scale_are_drawn_anew(fake_records, tmp_path):
         == sum(count for name, count in jobs.items() if name.startswith("notebook_"))
         == len(NOTEBOOKS)
     )
+
+
+THEIRS = """
+  theirs:
+    title: "A city of the authors'"
+    notebook: 06_constrained
+    environments: [authors/v9]
+    runs: {mask: }
+"""
+
+
+def test_figures_on_the_authors_cities_need_these_only_to_train(fake_records, tmp_path):
+    for name in experiments(EXPERIMENTS):
+        fake_records(name, "quick")
+    project, authors = tmp_path / "project", tmp_path / "cities"
+    project.mkdir()
+    copy_project(project)
+    with open(project / "experiments.yaml", "a") as file:
+        file.write(THEIRS)
+    where = f"data_dir={tmp_path}/runs", f"fig_dir={tmp_path}/figures"
+    status, printed = snakemake("-n", "--cores", 1, "--config", *where, cwd=project)
+    assert status != 0
+    [fault] = [line for line in printed.splitlines() if "authors-v9.json" in line]
+    assert all(word in fault for word in ("neither", "authors=DIR", "import-city"))
+    authors.mkdir()
+    generate(5, 2).to_json(authors / "authors-v9.json")
+    assert dry_run(*where, f"authors={authors}", cwd=project)["train"] == 3
+    for run in runs(project / "experiments.yaml", "theirs", "quick", authors):
+        fake_record(run, tmp_path / "runs", "quick")
+    (authors / "authors-v9.json").unlink()
+    assert "train" not in dry_run(*where, cwd=project)
+    assert dry_run(*where, "scale=smoke", cwd=project)["train"] == n_runs("smoke")
 
 
 STUB = """

@@ -1,8 +1,10 @@
 """Records read back: completeness, staleness, the table of final scores, the caption."""
 
 import pytest
+import yaml
 from conftest import fake_record
 
+from flowrl.envs.city import generate
 from flowrl.study.config import ConfigError, runs, scale_drawn
 from flowrl.study.records import EXPERIMENTS, RecordError, by_environment, by_label, caption, final_scores, load
 
@@ -54,6 +56,28 @@ def test_auto_is_the_largest_complete_scale(fake_records, tmp_path):
     assert scale_drawn(EXPERIMENTS, "figA2b", tmp_path / "nothing") == "quick"
     with pytest.raises(ConfigError, match="unknown scale 'huge'; choose one of: smoke, quick, paper, auto"):
         scale_drawn(EXPERIMENTS, "figA2b", root, "huge")
+
+
+def test_records_on_the_authors_cities_are_read_without_these(tmp_path):
+    path, authors = tmp_path / "experiments.yaml", tmp_path / "cities"
+    experiment = {"title": "t", "notebook": "n", "environments": ["authors/v9"], "runs": {"mask": None}}
+    scales = {scale: {"seeds": 1, "steps": 5_000} for scale in ("quick", "paper")}
+    path.write_text(yaml.safe_dump({"scales": scales, "experiments": {"x": experiment}}))
+    with pytest.raises(ConfigError, match=r"authors-v9.json.*import-city"):
+        load("x", tmp_path / "runs", path=path)
+    authors.mkdir()
+    generate(5, 2).to_json(authors / "authors-v9.json")
+    for run in runs(path, "x", "quick", authors):
+        fake_record(run, tmp_path / "runs", "quick")
+    (authors / "authors-v9.json").unlink()
+    [record] = load("x", tmp_path / "runs", path=path)
+    assert (record.facts["environment"], record.scale, record.stale) == ("authors-v9", "quick", False)
+    assert final_scores([record])["optimum"].notna().all()
+    experiment["settings"] = {"gamma": 0.5}
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump({"scales": scales, "experiments": {"x": experiment}}))
+    [record] = load("x", tmp_path / "runs", path=changed)
+    assert record.stale
 
 
 def test_missing_and_foreign_records(fake_records):

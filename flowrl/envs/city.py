@@ -24,6 +24,16 @@ class CityError(ValueError):
     """A city that does not exist or breaks the schema: one line naming file, key, fault and allowed values."""
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises CityError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CityError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CityError(f"{path}: not JSON: {error}") from None
+
+
 @dataclass(frozen=True, eq=False)
 class City:
     """One ERA instance; the fields are the JSON keys. Rewards and costs share one unit; a hop is one edge."""
@@ -65,13 +75,7 @@ class City:
 
     @classmethod
     def _read(cls, path: Path) -> "City":
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CityError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError as error:
-            raise CityError(f"{path}: not JSON: {error}") from None
-        return cls.from_dict(data, path.stem, str(path))
+        return cls.from_dict(read_json(path), path.stem, str(path))
 
     @classmethod
     def from_dict(cls, data: Any, name: str, source: str | None = None) -> "City":

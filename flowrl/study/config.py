@@ -19,6 +19,7 @@ import yaml
 from .. import envs
 
 SCALES = ("smoke", "quick", "paper")
+AUTHORS = "authors"  # what environments of the paper's authors begin with: authors/v4
 
 
 class ConfigError(ValueError):
@@ -75,6 +76,7 @@ class TrainConfig:
     critic_lr: float = 5e-3  # learning rate of the critic
     clip: float = 0.5  # largest gradient norm
     joint_clip: bool = False  # one norm over actor and critic (the paper), or one each
+    reward_shift: float = 0.0  # added to every reward in training; evaluation is unshifted
     normalise_reward: bool = False  # divide rewards by the running standard deviation of discounted returns
     value_scale: float = 20.0  # the critic's output is multiplied by it
     value_coef: float = 0.5  # weight of the squared value error
@@ -134,9 +136,17 @@ class TrainConfig:
         """The environment by its content, so that a city counts, not its file's name."""
         return envs.digest(self.env)
 
+    def city_is_missing(self) -> bool:
+        """Whether the environment is a city whose file is not there."""
+        return Path(self.env).suffix == ".json" and not Path(self.env).exists()
+
     def made(self, facts: dict) -> bool:
-        """Whether a record is of this configuration; settings that are newer than it count as their defaults."""
-        return _hash(_DEFAULTS | facts["config"], facts["env_digest"]) == self.hash()
+        """Whether a record is of this configuration; settings that are newer than it count as their defaults.
+
+        Where the city's file is not there to be compared, the settings decide alone.
+        """
+        digest = facts["env_digest"] if self.city_is_missing() else self.env_digest()
+        return _hash(_DEFAULTS | facts["config"], facts["env_digest"]) == _hash(dataclasses.asdict(self), digest)
 
 
 def _hash(fields: dict, env_digest: str) -> str:
@@ -314,8 +324,11 @@ def titles(path: Path, experiment: str) -> dict[str, str]:
     return {label: (entry or {}).get("title", label) for label, entry in experiments(path)[experiment]["runs"].items()}
 
 
-def runs(path: Path, experiment: str, scale: str) -> list[Run]:
-    """All runs of one experiment at one scale: environments × runs × seeds. Raises ConfigError."""
+def runs(path: Path, experiment: str, scale: str, authors: Path | None = None) -> list[Run]:
+    """All runs of one experiment at one scale: environments × runs × seeds. Raises ConfigError.
+
+    authors: the folder of the paper authors' cities, see `_environment`.
+    """
     choose("scale", scale, SCALES)
     choose("experiment", experiment, experiments(path))
     described = experiments(path)[experiment]
@@ -324,8 +337,7 @@ def runs(path: Path, experiment: str, scale: str) -> list[Run]:
     seeds = settings.pop("seeds")
     found = []
     for env in described["environments"]:
-        if env.endswith(".json"):  # a city's file, given relative to experiments.yaml
-            env = str(Path(path).parent / env)
+        env = _environment(env, Path(path).parent, authors)
         for label, entry in described["runs"].items():
             entry = {key: value for key, value in (entry or {}).items() if key != "title"}
             method = entry.pop("method", label)
@@ -337,28 +349,59 @@ def runs(path: Path, experiment: str, scale: str) -> list[Run]:
     return found
 
 
-def planned(path: Path, root: Path) -> dict[Path, Run]:
+def _environment(name: str, folder: Path, authors: Path | None) -> str:
+    """An environment of experiments.yaml, which lies in `folder`, as `envs` knows it.
+
+    A city's file is given relative to it; authors/v4 is <authors>/authors-v4.json, a city of the paper's authors as
+    import-city writes it, by default in `folder`/authors. These are theirs, and not part of the project.
+    """
+    if name.startswith(f"{AUTHORS}/"):
+        return str((authors or folder / AUTHORS) / f"{name.replace('/', '-')}.json")
+    return str(folder / name) if name.endswith(".json") else name
+
+
+def planned(path: Path, root: Path, authors: Path | None = None) -> dict[Path, Run]:
     """Every run of every experiment and scale by its record's path. Raises ConfigError if a path stands for two."""
     found: dict[Path, Run] = {}
     for scale in SCALES:
         for experiment in experiments(path):
-            for run in runs(path, experiment, scale):
+            for run in runs(path, experiment, scale, authors):
                 record = run.path(root, scale)
                 if found.setdefault(record, run) != run:
                     raise ConfigError(f"{path}: experiment {experiment}: another trains {record} with other settings")
     return found
 
 
-def scale_drawn(path: Path, experiment: str, root: Path, scale: str = "auto") -> str:
+def scale_drawn(path: Path, experiment: str, root: Path, scale: str = "auto", authors: Path | None = None) -> str:
     """The scale whose records under `root` an experiment is drawn from.
 
-    `scale` itself; for "auto" the larger of paper and quick with all its records there, else quick. Raises ConfigError.
+    `scale` itself; for "auto" the larger of paper and quick with all its records there, else quick. An experiment on
+    the authors' cities, where neither these nor its records are there, is drawn as for "auto". Raises ConfigError.
     """
     choose("scale", scale, (*SCALES, "auto"))
-    if scale != "auto":
+
+    def lacking(size: str) -> list[Run]:
+        return [run for run in runs(path, experiment, size, authors) if not _recorded(run.path(root, size))]
+
+    untrainable = [run.config.env for run in lacking("quick" if scale == "auto" else scale) if _is_theirs(run)]
+    if scale != "auto" and not untrainable:
         return scale
     for largest_first in ("paper", "quick"):
-        records = [run.path(root, largest_first) for run in runs(path, experiment, largest_first)]
-        if all(record.with_name(record.name + suffix).exists() for record in records for suffix in (".csv", ".json")):
+        if not lacking(largest_first):
             return largest_first
+    if untrainable:
+        raise ConfigError(
+            f"experiment {experiment}: neither its records nor {untrainable[0]} are there; name the folder of that "
+            "city (snakemake --config authors=DIR); `python -m flowrl import-city` makes it of the instance file in "
+            "the public repository of the paper's authors"
+        )
     return "quick"
+
+
+def _recorded(record: Path) -> bool:
+    return all(record.with_name(record.name + suffix).exists() for suffix in (".csv", ".json"))
+
+
+def _is_theirs(run: Run) -> bool:
+    """Whether a run is on a city of the authors' that is not there."""
+    return Path(run.config.env).name.startswith(f"{AUTHORS}-") and run.config.city_is_missing()
