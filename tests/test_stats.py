@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from flowrl.study.stats import bootstrap_interval, iqm, normalised_score, on_common_grid, plateau_gain
+from flowrl.study.stats import (
+    above,
+    bootstrap_interval,
+    comparison_interval,
+    difference,
+    equivalence,
+    improvement,
+    iqm,
+    normalised_score,
+    on_common_grid,
+    plateau_gain,
+    ratio,
+)
 
 
 def test_iqm_drops_a_quarter_at_either_end():
@@ -67,6 +79,90 @@ def test_bootstrap_of_curves_keeps_seeds_whole():
 def test_bootstrap_wants_seeds_and_tasks():
     with pytest.raises(ValueError, match=r"\(4,\)"):
         bootstrap_interval(np.zeros(4), np.random.default_rng(0))
+
+
+X = np.round(np.random.default_rng(2).normal(0.93, 0.03, size=(5, 4)), 2)  # rounded: there are ties
+Y = np.round(np.random.default_rng(3).normal(0.92, 0.02, size=(7, 4)), 2)
+
+
+def test_difference_and_ratio():
+    assert difference(X, Y) == pytest.approx(np.mean([a.mean() - b.mean() for a, b in zip(X.T, Y.T, strict=True)]))
+    assert ratio(X, Y) == pytest.approx(np.mean([a.mean() / b.mean() for a, b in zip(X.T, Y.T, strict=True)]))
+    np.testing.assert_allclose(difference(np.stack([X, X + 1]), Y), [difference(X, Y), difference(X, Y) + 1])
+
+
+def test_improvement_is_mann_and_whitneys_u_averaged_over_tasks():
+    tasks = [scipy.stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(X.T, Y.T, strict=True)]
+    assert any((a[:, None] == b).any() for a, b in zip(X.T, Y.T, strict=True))
+    assert improvement(X, Y) == pytest.approx(np.mean(tasks))
+    assert improvement(X, Y) + improvement(Y, X) == pytest.approx(1)
+    np.testing.assert_allclose(improvement(np.stack([X, Y[:5]]), Y)[0], np.mean(tasks))
+    assert improvement(X + 1, Y) == 1
+    assert improvement(X, X[:1] * 0 + X) == improvement(X, X) == 0.5
+
+
+@pytest.mark.parametrize("statistic", [difference, improvement, ratio])
+def test_bootstrap_of_a_comparison_equals_scipys_on_one_task(statistic):
+    x, y = X[:, 0], Y[:, 0]
+    ours = comparison_interval(x[:, None], y[:, None], np.random.default_rng(1), statistic, resamples=4000)
+    theirs = scipy.stats.bootstrap(
+        (x, y), lambda a, b, axis: statistic(a[..., None], b[..., None]), n_resamples=4000, method="percentile",
+        vectorized=True, axis=-1, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(ours, [theirs.low, theirs.high], atol=1e-12)
+
+
+def test_bootstrap_of_a_comparison_is_stratified():
+    """Tasks far apart, seeds alike: the difference is certain."""
+    x, y = np.array([[1.0, 101.0]] * 3), np.array([[0.0, 100.0]] * 2)
+    np.testing.assert_allclose(comparison_interval(x, y, np.random.default_rng(0), difference), [1, 1])
+
+
+def test_performance_profile_is_one_less_the_distribution_function():
+    thresholds = np.linspace(0.85, 1, 31)
+    distribution = scipy.stats.ecdf(X.ravel())
+    np.testing.assert_allclose(above(X, thresholds).mean((0, 1)), distribution.sf.evaluate(thresholds))
+    low, high = bootstrap_interval(above(X, thresholds), np.random.default_rng(0), np.mean)
+    assert ((low <= above(X, thresholds).mean((0, 1))) & (above(X, thresholds).mean((0, 1)) <= high)).all()
+    assert (high - low).max() > 0.1
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.02, 0.1])
+def test_equivalence_is_two_welch_tests(margin):
+    x, y = X[:, 0], Y[:, 0]
+    found = equivalence(x[:, None], y[:, None], margin)
+    sides = [
+        scipy.stats.ttest_ind(x + margin, y, equal_var=False, alternative="greater").pvalue,
+        scipy.stats.ttest_ind(x - margin, y, equal_var=False, alternative="less").pvalue,
+    ]
+    interval = scipy.stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.9)
+    assert found.p == pytest.approx(max(sides))
+    np.testing.assert_allclose(found[:2], interval)
+    assert (found.p < 0.05) == (max(map(abs, found[:2])) < margin)
+
+
+def test_equivalence_over_tasks_is_that_of_their_mean():
+    """Equal seeds and equal spread in every task: the variance of a mean over M tasks is an Mth, freedom M times."""
+    x, y = np.repeat(X[:, :1], 4, 1) + np.arange(4), np.repeat(Y[:5, :1], 4, 1) + np.arange(4)
+    alone, together = equivalence(x[:, :1], y[:, :1], 0.06), equivalence(x, y, 0.06)
+    test = scipy.stats.ttest_ind(x[:, 0], y[:, 0], equal_var=False)
+    error = (alone.high - alone.low) / 2 / scipy.stats.t.ppf(0.95, test.df)
+    assert together.high - together.low == pytest.approx(2 * scipy.stats.t.ppf(0.95, 4 * test.df) * error / 2)
+    assert together.p < alone.p
+
+
+def test_equivalence_at_the_margin_is_found_in_one_of_twenty():
+    """Means exactly the margin apart, three seeds of four tasks: called equal in 5 % of 2,000 trials (z < 3)."""
+    rng = np.random.default_rng(0)
+    found = [equivalence(rng.normal(9, 1, (3, 4)), rng.normal(0, 2, (3, 4)), 9).p < 0.05 for _ in range(2000)]
+    assert abs(np.mean(found) - 0.05) < 3 * (0.05 * 0.95 / 2000) ** 0.5
+
+
+def test_equivalence_needs_two_seeds_and_knows_certainty():
+    with pytest.raises(ValueError, match="two seeds of each; there are 1 and 7"):
+        equivalence(X[:1], Y, 0.02)
+    assert equivalence(np.full((2, 1), 0.91), np.full((3, 1), 0.9), 0.02).p == 0
+    assert equivalence(np.full((2, 1), 0.95), np.full((3, 1), 0.9), 0.02).p == 1
 
 
 def test_common_grid():

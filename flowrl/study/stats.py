@@ -1,10 +1,14 @@
 """Statistics over seeds: interquartile mean, stratified bootstrap, scores between the random and the optimal return.
 
 The measures recommended for few seeds by Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (NeurIPS 2021). Arrays: R seeds of M tasks (strata), then any further axes, such as time.
+Precipice" (NeurIPS 2021), and a test of equivalence. Arrays: R seeds of M tasks (strata), then any further axes, such
+as time.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from scipy.stats import t as student
 from scipy.stats import trim_mean
 
 
@@ -20,13 +24,85 @@ def bootstrap_interval(
 
     Seeds are drawn with replacement within each task; whatever lies on the further axes stays together.
     """
+    drawn = _resampled(values, rng, resamples)  # (resamples, R, M, …)
+    estimates = statistic(drawn.reshape(resamples, -1, *drawn.shape[3:]), axis=1)
+    return np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def comparison_interval(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, statistic, level: float = 0.95, resamples: int = 2000
+) -> np.ndarray:
+    """Stratified percentile bootstrap of a statistic of two methods, x (R, M) and y (Q, M) on the same tasks: (2,).
+
+    statistic: of (…, R, M) and (…, Q, M), such as `improvement`. Seeds are drawn within each task, x's apart from y's.
+    """
+    estimates = statistic(_resampled(x, rng, resamples), _resampled(y, rng, resamples))
+    return np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2])
+
+
+def _resampled(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Seeds with replacement within each task: (R, M, …) → (resamples, R, M, …)."""
     values = np.asarray(values, dtype=float)
     if values.ndim < 2:
         raise ValueError(f"values have shape {values.shape}; they must be (seeds, tasks, …)")
     seeds, tasks = values.shape[:2]
-    drawn = values[rng.integers(seeds, size=(resamples, seeds, tasks)), np.arange(tasks)]  # (resamples, R, M, …)
-    estimates = statistic(drawn.reshape(resamples, seeds * tasks, *values.shape[2:]), axis=1)
-    return np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return values[rng.integers(seeds, size=(resamples, seeds, tasks)), np.arange(tasks)]
+
+
+def difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How far the mean of x (…, R, M) lies above that of y (…, Q, M), mean over tasks: (…)."""
+    return np.mean(x, (-2, -1)) - np.mean(y, (-2, -1))
+
+
+def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The mean of x (…, R, M) over that of y (…, Q, M), mean over tasks: (…)."""
+    return (np.mean(x, -2) / np.mean(y, -2)).mean(-1)
+
+
+def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Probability of improvement P(X > Y), ties half, mean over tasks: (…, R, M) and (…, Q, M) → (…).
+
+    Within a task it is Mann and Whitney's U / (R Q).
+    """
+    x, y = np.asarray(x)[..., :, None, :], np.asarray(y)[..., None, :, :]
+    return ((x > y) + 0.5 * (x == y)).mean((-3, -2, -1))
+
+
+def above(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """1 where a run lies above a threshold: (R, M) and (T,) → (R, M, T).
+
+    Its mean over runs is the performance profile, and `bootstrap_interval` with `np.mean` gives the profile's interval.
+    """
+    return (np.asarray(values)[..., None] > thresholds).astype(float)
+
+
+class Equivalence(NamedTuple):
+    """Two one-sided tests of |difference| < margin."""
+
+    low: float  # the 90 % interval of the difference; equivalent at 5 % exactly where it lies within ± margin
+    high: float
+    p: float  # the larger p-value of the two tests
+
+
+def equivalence(x: np.ndarray, y: np.ndarray, margin: float) -> Equivalence:
+    """Two one-sided Welch t-tests (TOST) that x (R, M) and y (Q, M), each mean over tasks, are within `margin`.
+
+    Welch's t rather than the bootstrap: of three seeds a bootstrap knows too little spread, and would call too much
+    equal. Variances of tasks add up, degrees of freedom as Welch and Satterthwaite have them. Raises ValueError where a
+    method has one seed.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"equivalence needs two seeds of each; there are {len(x)} and {len(y)}")
+    found, tasks = difference(x, y), x.shape[1]
+    squares = np.stack([x.var(0, ddof=1) / len(x), y.var(0, ddof=1) / len(y)]) / tasks**2  # of the standard errors
+    if not squares.any():
+        return Equivalence(found, found, float(abs(found) >= margin))
+    error = np.sqrt(squares.sum())
+    freedom = squares.sum() ** 2 / (squares**2 / (np.array([[len(x)], [len(y)]]) - 1)).sum()
+    p = max(student.sf((found + margin) / error, freedom), student.cdf((found - margin) / error, freedom))
+    reach = student.ppf(0.95, freedom) * error
+    return Equivalence(found - reach, found + reach, p)
 
 
 def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
