@@ -1,5 +1,6 @@
 # make figures    every figure, from the committed records; SCALE=smoke|quick|paper trains what that scale lacks
 # make test       the tests
+# make claims     docs/claims.md and the numbers that README.md quotes, from the records
 # make bench      speed and memory, one core
 # make clean      remove what was built, but for .venv
 # make lock       requirements.lock anew, from pyproject.toml in an empty environment
@@ -13,12 +14,15 @@ STAMP := .venv/.from-requirements.lock
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: figures test bench clean lock venv
+.PHONY: figures test claims bench clean lock venv
 figures: $(STAMP)
 	$(PY) -m snakemake --cores 4 $(ARGS) $(if $(SCALE),--config scale=$(SCALE))
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 $(ARGS)
+
+claims: $(STAMP)
+	$(PY) -m flowrl claims $(ARGS)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks $(ARGS)

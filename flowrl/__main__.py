@@ -1,4 +1,4 @@
-"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | import-city | list.
+"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | import-city | list | claims.
 
 Units everywhere; bad input is answered by one line and exit status 2.
 """
@@ -118,6 +118,14 @@ def command_line() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="environments, methods, experiments")
     listing.add_argument("--settings", action="store_true", help="every setting: type or choices, default, meaning")
+
+    claims = commands.add_parser(
+        "claims",
+        help="every claim's verdict, from the records",
+        description="Write docs/claims.md, and the numbers that README.md and docs/deviations.md quote, from "
+        "claims.yaml and the records.",
+    )
+    claims.add_argument("--check", action="store_true", help="write nothing; exit status 1 where one is out of date")
     return parser
 
 
@@ -218,14 +226,26 @@ def _list(args) -> None:
             print(f"  {name:15} {experiment['title']}")
 
 
+def _claims(args) -> int:
+    from .study import report  # here: it imports matplotlib, which no other command needs
+
+    documents = report.generate()
+    stale = report.stale(documents)
+    for path in () if args.check else documents:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(documents[path])
+    print(f"{'out of date' if args.check else 'written'}: {', '.join(stale)}" if stale else "all up to date")
+    return int(args.check and bool(stale))
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = command_line().parse_args(arguments)
     command = {
         "train": _train, "queue": _queue, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate,
-        "import-city": _import_city, "list": _list,
+        "import-city": _import_city, "list": _list, "claims": _claims,
     }  # fmt: skip
     try:
-        command[args.command](args)
+        return command[args.command](args) or 0
     except runs.Interrupted as stopped:
         print(f"flowrl: {stopped}", file=sys.stderr)
         return 130
@@ -241,7 +261,6 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, NoValidActionError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -274,6 +274,7 @@ def test_make_targets():
     assert "-m snakemake --cores 4" in call("make", "-n", "figures")[1]
     assert "-m pytest" in call("make", "-n", "test")[1]
     assert "-m benchmarks" in call("make", "-n", "bench")[1]
+    assert "-m flowrl claims" in call("make", "-n", "claims")[1]
     assert call("make", "-n", "clean")[0] == 0
 
 
@@ -311,15 +312,20 @@ def test_experiments_are_drawn_by_a_notebook_that_names_them():
         assert f'\\"{name}\\"' in text
 
 
-def test_the_readmes_links_lead_somewhere():
-    """Files of the project, cells of its notebooks, and no placeholder left behind."""
-    text = (ROOT / "README.md").read_text()
-    cells = re.findall(r"\[(\d\d), `([\w-]+)`\]\((notebooks/(\d\d)_\w+\.ipynb)#cell-id=([\w-]+)\)", text)
-    assert len(cells) == text.count("#cell-id=") > 20
-    for number, named, path, found, cell in cells:
+@pytest.mark.parametrize(("name", "least"), [("README.md", 0), ("docs/deviations.md", 20), ("docs/claims.md", 5)])
+def test_links_lead_somewhere(name, least):
+    """Files of the project, cells of its notebooks, sections of claims.md, and no placeholder left behind."""
+    path = ROOT / name
+    text = path.read_text()
+    cells = re.findall(r"\[(\d\d), `([\w-]+)`\]\(([./]*notebooks/(\d\d)_\w+\.ipynb)#cell-id=([\w-]+)\)", text)
+    assert len(cells) == text.count("#cell-id=") >= least
+    for number, named, notebook, found, cell in cells:
         assert (number, named) == (found, cell)
-        assert cell in {c.id for c in nbformat.read(ROOT / path, 4).cells}, (path, cell)
+        assert cell in {c.id for c in nbformat.read(path.parent / notebook, 4).cells}, (notebook, cell)
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert len(links) > 20
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert not [link for link in links if not (path.parent / link).exists()]
+    headings = {line.lstrip("# ").lower() for line in (ROOT / "docs/claims.md").read_text().splitlines()}
+    sections = re.findall(r"\]\((?:docs/claims\.md)?#(\w+)\)", text)
+    assert set(sections) <= headings
     assert not re.search(r"TODO|TBD|XXX|not isolated yet", text)

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from flowrl.study import plots
 from flowrl.study.config import METHODS, experiments, titles
-from flowrl.study.records import EXPERIMENTS, Record, by_environment, by_label, load
+from flowrl.study.records import EXPERIMENTS, Record, by_environment, by_label, gain, load, score
 from flowrl.study.stats import iqm
 
 
@@ -57,6 +57,20 @@ def test_colours_are_told_apart(vision):
     for looks in (methods, variants):
         assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(looks, 2)) > 10
     assert min(np.linalg.norm(one - other) for one, other in itertools.product(methods, variants)) > 9
+
+
+def test_profile_is_the_share_of_runs_above_a_threshold(fake_records):
+    runs = load("profile", fake_records("profile"), "quick")
+    figure = plots.profiles(runs, "profiles")
+    for ax, value in zip(figure.axes, (score, gain), strict=True):
+        for label, group in by_label(runs).items():
+            [line] = [line for line in ax.lines if line.get_label() == plots.method(label).name]
+            values = np.array([value(run.facts) for run in group])
+            expected = [(values > threshold).mean() for threshold in line.get_xdata()]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+            assert line.get_color() == plots.method(label).colour
+        assert len(ax.collections) == len(by_label(runs))  # a band each
+    assert "by episodes: Wol-DDPG" in " ".join(figure.get_supxlabel().split())
 
 
 def test_unknown_label():

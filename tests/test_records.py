@@ -6,7 +6,18 @@ from conftest import fake_record
 
 from flowrl.envs.city import generate
 from flowrl.study.config import ConfigError, runs, scale_drawn
-from flowrl.study.records import EXPERIMENTS, RecordError, by_environment, by_label, caption, final_scores, load
+from flowrl.study.records import (
+    EXPERIMENTS,
+    RecordError,
+    by_environment,
+    by_label,
+    caption,
+    final_scores,
+    gain,
+    load,
+    matrix,
+    score,
+)
 
 
 def test_load_in_order(fake_records):
@@ -21,6 +32,22 @@ def test_load_in_order(fake_records):
     for column in ("exact_score", "exact_gain"):
         assert (table[column].isna() == (table["run"] == "wol-ddpg")).all()
     assert set(table["scale"]) == {"quick"}
+
+
+def test_matrix_is_seeds_by_environments(fake_records):
+    records = by_label(load("fig5", fake_records("fig5"), "quick"))["mask"]
+    found = matrix(records, lambda record: record.facts["config"]["seed"] + 10 * int(record.facts["environment"][-1]))
+    assert found.tolist() == [[20, 30, 40, 50], [21, 31, 41, 51], [22, 32, 42, 52]]
+    with pytest.raises(RecordError, match="mask: not as many seeds in every environment"):
+        matrix(records[1:], lambda record: 0)
+
+
+def test_score_and_gain_are_exact_where_they_can_be(fake_records):
+    reference = {"optimal": -20.0, "go_and_stay": -25.0, "uniform_valid": -70.0}
+    facts = {"final_exact_return": -30.0, "final_return_mean": -20.0, "reference": reference}
+    assert (score(facts), gain(facts)) == (0.8, -1)
+    assert (score(facts | {"final_exact_return": None}), gain(facts | {"final_exact_return": None})) == (1, 1)
+    assert (score(facts | {"reference": None}), gain(facts | {"reference": None})) == (None, None)
 
 
 def test_exact_score_is_the_exact_return_between_random_and_optimum(fake_records):

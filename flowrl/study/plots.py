@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from .records import Record, by_environment, by_label, caption, curves_drawn
-from .stats import bootstrap_interval, iqm, normalised_score, on_common_grid
+from .records import Record, by_environment, by_label, caption, curves_drawn, gain, matrix, score
+from .stats import above, bootstrap_interval, iqm, normalised_score, on_common_grid
 
 plt.switch_backend(plt.get_backend())  # now: inside rc_context a notebook's first figure would be its last to be shown
 logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of the dates of matplotlib's own fonts
@@ -377,6 +377,34 @@ def ablation(
         final_strip(axes[2], runs, looks)
         note = returns_drawn(runs, _names(runs, looks))
         _legend_and_caption(fig, axes[:1], runs, title, 4, curves_drawn(runs) + FINAL, note, looks)
+    return fig
+
+
+def profile(ax: Axes, runs: list[Record], value: Callable[[Record], float], thresholds: np.ndarray) -> Axes:
+    """Performance profiles: a line a label, the share of its runs whose value is above a threshold, against that."""
+    for label, group in by_label(runs).items():
+        name, colour, dashes, _ = method(label)
+        over = above(matrix(group, value), thresholds)
+        ax.plot(thresholds, over.mean((0, 1)), color=colour, linestyle=dashes, label=name)
+        low, high = bootstrap_interval(over, np.random.default_rng(0), np.mean)
+        ax.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.set_ylim(-0.02, 1.02)
+    ax.margins(x=0)
+    return ax
+
+
+def profiles(runs: list[Record], title: str) -> Figure:
+    """Performance profiles of score and plateau gain over all environments of the runs."""
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+        profile(axes[0], runs, lambda run: score(run.facts), np.linspace(0, 1, 201)).set_xlabel("normalised score τ")
+        profile(axes[1], runs, lambda run: gain(run.facts), np.linspace(-1, 1, 201)).set_xlabel("plateau gain τ")
+        axes[1].axvline(0, color=GREY, linestyle=":", linewidth=1.2)
+        axes[0].set_ylabel("share of runs above τ")
+        drawn = "Line: share of final policies, environments and seeds together; band: 95 % stratified bootstrap"
+        sampled = {method(run.facts["label"]).name for run in runs if run.facts["final_exact_return"] is None}
+        note = f" Exact scores{'; by episodes: ' * bool(sampled)}{', '.join(sorted(sampled))}."
+        _legend_and_caption(fig, axes, runs, title, 6, drawn, note)
     return fig
 
 

@@ -11,11 +11,13 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -195,6 +197,26 @@ def _grouped(records: list[Record], key: str) -> dict[str, list[Record]]:
     for record in records:
         groups.setdefault(record.facts[key], []).append(record)
     return groups
+
+
+def matrix(records: list[Record], value: Callable[[Record], float]) -> np.ndarray:
+    """A number a record as (R, M): R seeds of M environments. Raises RecordError where those have not as many seeds."""
+    columns = [[value(record) for record in group] for group in by_environment(records).values()]
+    if len(set(map(len, columns))) > 1:
+        raise RecordError(f"{records[0].facts['label']}: not as many seeds in every environment")
+    return np.array(columns, dtype=float).T
+
+
+def score(facts: dict) -> float | None:
+    """The final policy's normalised score: exact where it was tabulated, else by episodes; None where none is known."""
+    exact, episodes = facts["final_exact_return"], facts["final_return_mean"]
+    return normalised_score(episodes if exact is None else exact, facts["reference"])
+
+
+def gain(facts: dict) -> float | None:
+    """The final policy's plateau gain, likewise."""
+    exact, episodes = facts["final_exact_return"], facts["final_return_mean"]
+    return plateau_gain(episodes if exact is None else exact, facts["reference"])
 
 
 def final_scores(records: list[Record]) -> pd.DataFrame:
