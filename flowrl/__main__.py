@@ -74,6 +74,7 @@ def command_line() -> argparse.ArgumentParser:
     queue.add_argument("--cores", type=_count, default=1, metavar="N", help="runs at a time (default 1)")
     queue.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="stop after so long")
     queue.add_argument("--data", type=Path, default=Path("data/runs"), metavar="DIR", help="default %(default)s")
+    queue.add_argument("--authors", type=Path, metavar="DIR", help="the paper authors' cities (default authors)")
     queue.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     queue.add_argument("--list", action="store_true", help="only say what is missing and how long it is likely to take")
 
@@ -146,10 +147,12 @@ def _train(args) -> None:
 
 def _queue(args) -> None:
     data = records.ROOT / args.data
-    wanted = queue.missing(records.EXPERIMENTS, data, args.scale, args.only, args.runs)
+    wanted = queue.missing(records.EXPERIMENTS, data, args.scale, args.only, args.runs, args.authors)
     if args.list:
         print(queue.listing(wanted, data))
         return
+    for run in config.without_city(wanted):
+        raise config.missing_city(run)
     if args.cores < 1:
         raise config.ConfigError("--cores is 0; it must be at least 1")
     logs = records.ROOT / "build" / "logs"

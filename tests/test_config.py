@@ -215,7 +215,7 @@ def test_what_is_on_the_authors_cities_is_drawn_from_the_records_that_are_there(
             config.scale_drawn(path, "x", data, scale)
         message = str(caught.value)
         assert "\n" not in message
-        assert all(word in message for word in ("experiment x", "authors-v9.json", "authors=DIR", "import-city"))
+        assert all(word in message for word in ("mask", "authors-v9.json", "authors=DIR", "import-city"))
     authors.mkdir()
     generate(5, 2).to_json(authors / "authors-v9.json")
     assert [config.scale_drawn(path, "x", data, scale, authors) for scale in asked] == ["quick", *asked[1:]]

@@ -155,7 +155,7 @@ def test_figures_on_the_authors_cities_need_these_only_to_train(fake_records, tm
     status, printed = snakemake("-n", "--cores", 1, "--config", *where, cwd=project)
     assert status != 0
     [fault] = [line for line in printed.splitlines() if "authors-v9.json" in line]
-    assert all(word in fault for word in ("neither", "authors=DIR", "import-city"))
+    assert all(word in fault for word in ("mask", "authors=DIR", "import-city"))
     authors.mkdir()
     generate(5, 2).to_json(authors / "authors-v9.json")
     assert dry_run(*where, f"authors={authors}", cwd=project)["train"] == 3

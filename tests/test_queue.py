@@ -10,6 +10,7 @@ import time
 import pytest
 
 from flowrl.__main__ import main
+from flowrl.envs.city import generate
 from flowrl.study import queue, records
 from flowrl.study.config import ConfigError
 
@@ -44,6 +45,23 @@ def test_order_is_by_experiment_then_seed_and_each_record_comes_once(experiments
         queue.missing(experiments, tmp_path, "smoke", only=["third"])
     with pytest.raises(ConfigError, match="unknown run 'ar'; choose one of: mask, factored-iar"):
         queue.missing(experiments, tmp_path, "smoke", labels=["ar"])
+
+
+def test_a_city_of_the_authors_is_asked_for_before_anything_trains(experiments, tmp_path, monkeypatch, capsys):
+    experiments.write_text(YAML.replace("environments: [ERA-v1, ERA-v2]", "environments: [authors/v9]"))
+    monkeypatch.setattr(records, "EXPERIMENTS", experiments)
+    asked = ["queue", "--scale", "smoke", "--data", str(tmp_path), "--only", "second"]
+    assert main(asked) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and all(
+        word in error for word in ("authors-v9.json", "--authors", "import-city")
+    )
+    assert main([*asked, "--list"]) == 0 and "2 runs" in capsys.readouterr().out
+    generate(5, 2).to_json(tmp_path / "authors-v9.json")
+    wanted = queue.missing(experiments, tmp_path, "smoke", only=["second"], authors=tmp_path)
+    assert queue.work(wanted, tmp_path / "smoke", 1, 1, tmp_path / "logs") == []
+    (tmp_path / "authors-v9.json").unlink()
+    assert queue.missing(experiments, tmp_path, "smoke", only=["second"]) == []
 
 
 def test_it_trains_what_is_missing_and_what_is_stale_and_nothing_else(experiments, tmp_path):

@@ -383,18 +383,14 @@ def scale_drawn(path: Path, experiment: str, root: Path, scale: str = "auto", au
     def lacking(size: str) -> list[Run]:
         return [run for run in runs(path, experiment, size, authors) if not _recorded(run.path(root, size))]
 
-    untrainable = [run.config.env for run in lacking("quick" if scale == "auto" else scale) if _is_theirs(run)]
+    untrainable = without_city(lacking("quick" if scale == "auto" else scale))
     if scale != "auto" and not untrainable:
         return scale
     for largest_first in ("paper", "quick"):
         if not lacking(largest_first):
             return largest_first
     if untrainable:
-        raise ConfigError(
-            f"experiment {experiment}: neither its records nor {untrainable[0]} are there; name the folder of that "
-            "city (snakemake --config authors=DIR); `python -m flowrl import-city` makes it of the instance file in "
-            "the public repository of the paper's authors"
-        )
+        raise missing_city(untrainable[0])
     return "quick"
 
 
@@ -402,6 +398,17 @@ def _recorded(record: Path) -> bool:
     return all(record.with_name(record.name + suffix).exists() for suffix in (".csv", ".json"))
 
 
-def _is_theirs(run: Run) -> bool:
-    """Whether a run is on a city of the authors' that is not there."""
-    return Path(run.config.env).name.startswith(f"{AUTHORS}-") and run.config.city_is_missing()
+def without_city(wanted: list[Run]) -> list[Run]:
+    """The runs on a city of the paper's authors whose file is not there."""
+    return [
+        run for run in wanted if Path(run.config.env).name.startswith(f"{AUTHORS}-") and run.config.city_is_missing()
+    ]
+
+
+def missing_city(run: Run) -> ConfigError:
+    """What to do about a run whose city, and whose record, is not there."""
+    return ConfigError(
+        f"{run.label} has no record on {Path(run.config.env).stem}, and its city {run.config.env} is not there: name "
+        "its folder (snakemake --config authors=DIR, queue --authors DIR); `python -m flowrl import-city` makes the "
+        "city of the instance file in the public repository of the paper's authors"
+    )

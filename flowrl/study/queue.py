@@ -20,10 +20,12 @@ from .records import RecordError, read_facts
 BUSY = 3  # exit status of `train` where another process makes the record
 
 
-def missing(path: Path, root: Path, scale: str, only: list[str] | None = None, labels: list[str] | None = None):
-    """The runs of a scale that have no record under root, or one of other settings, the most wanted first: a list.
+def missing(path: Path, root: Path, scale: str, only: list[str] | None = None, labels: list[str] | None = None,
+            authors: Path | None = None) -> list[Run]:  # fmt: skip
+    """The runs of a scale that have no record under root, or one of other settings, the most wanted first.
 
-    path: experiments.yaml; only: some of its experiments, labels: some of their runs; default all. Raises ConfigError.
+    path: experiments.yaml; only: some of its experiments, labels: some of their runs; default all; authors: the folder
+    of the paper authors' cities. Raises ConfigError.
     """
     known = experiments(path)
     for name in only or ():
@@ -31,7 +33,7 @@ def missing(path: Path, root: Path, scale: str, only: list[str] | None = None, l
     planned = [
         run
         for experiment in only or known
-        for run in sorted(runs(path, experiment, scale), key=lambda run: run.config.seed)
+        for run in sorted(runs(path, experiment, scale, authors), key=lambda run: run.config.seed)
     ]
     for label in labels or ():
         choose("run", label, dict.fromkeys(run.label for run in planned))
