@@ -162,6 +162,14 @@ def test_seeds_of_a_run_are_at_most_the_scales(tmp_path):
         assert seeds == {label: list(range(n)) for label, n in zip(labels, expected, strict=True)}
 
 
+def test_a_run_may_differ_at_a_scale_or_not_be_part_of_it(tmp_path):
+    entry = {"gamma": 0.7, "seeds": 2, "scales": {"quick": {"seeds": 0}, "paper": {"gamma": 0.8, "seeds": 9}}}
+    path = experiments_file(tmp_path, runs={"mask": entry, "ar-iar": None})
+    runs = {scale: [run for run in config.runs(path, "x", scale) if run.label == "mask"] for scale in config.SCALES}
+    assert [len(runs[scale]) for scale in config.SCALES] == [1, 0, 5]
+    assert [runs[scale][0].config.gamma for scale in ("smoke", "paper")] == [0.7, 0.8]
+
+
 def test_titles_name_runs_and_change_nothing_else(tmp_path):
     plain = experiments_file(tmp_path, runs={"mask": None, "mine": {"method": "mask"}})
     untitled = config.runs(plain, "x", "smoke")

@@ -340,6 +340,7 @@ def runs(path: Path, experiment: str, scale: str, authors: Path | None = None) -
         env = _environment(env, Path(path).parent, authors)
         for label, entry in described["runs"].items():
             entry = {key: value for key, value in (entry or {}).items() if key != "title"}
+            entry |= entry.pop("scales", {}).get(scale, {})
             method = entry.pop("method", label)
             for seed in range(min(seeds, entry.pop("seeds", seeds))):
                 try:
