@@ -192,7 +192,7 @@ def test_remarks(root):
         if run.label == "mask":
             fake_record(run, root, "quick", final_enumerated_share=0.02, env_digest="another", final_exact_return=None)
     records = claims.result(query(**MEAN), "", root).records
-    assert "; by episodes; 12 list A in 1 % of their steps or more; " in records
+    assert "; by episodes; 12 enumerate all actions in 1 % of their steps or more; " in records
     assert records.endswith("; **made with other settings than experiments.yaml names now**")
     nan = record_scores(root, mask=[0.9, np.nan, 0.9])
     found = claims.result(query(**MEAN, criterion={">": 0}), "", nan)

@@ -24,7 +24,7 @@ from .records import EXPERIMENTS, ROOT, Record, RecordError, by_label, matrix, r
 CLAIMS, RECORDS = ROOT / "claims.yaml", ROOT / "data/runs"
 TOP = {"preface", "margin", "claims", "numbers", "notebooks"}
 VERDICTS = ("holds", "holds in part", "not seen", "does not hold", "not tested")
-LISTED = 0.01  # share of steps in which A was listed, from which a run doesn't count as having reached its score
+ENUMERATED = 0.01  # share of steps that enumerate all actions from which a run doesn't count as having learnt
 OF_ONE = ("mean", "iqm", "least", "most", "below", "above")  # statistics of one method's runs
 OF_TWO = ("difference", "equivalent", "improvement", "ratio")  # and of two
 EXACTLY = ("least", "most", "below", "above")  # of the seeds that there are: no interval
@@ -243,9 +243,9 @@ def _remarks(test: Query, found: list[Record], values: list[np.ndarray]) -> list
     diverged = sum(np.isnan(of_one).sum() for of_one in values)
     if diverged:
         words.append(f"{diverged} ended in NaN")
-    many = sum(known["final_enumerated_share"] >= LISTED for known in facts)
+    many = sum(known["final_enumerated_share"] >= ENUMERATED for known in facts)
     if many and test.of in ("score", "gain", "return", "exact_return"):
-        words.append(f"{many} list A in 1 % of their steps or more")
+        words.append(f"{many} enumerate all actions in 1 % of their steps or more")
     if any(record.stale for record in found):
         words.append("**made with other settings than experiments.yaml names now**")
     return words

@@ -96,12 +96,22 @@ def _speed() -> str:
     for (oracle, label), row in table.iterrows():
         rates = " | ".join(f"{1 / seconds:,.0f}" for seconds in row)
         lines.append(f"| {oracle} | {METHODS[label].name} | {rates} |\n")
-    machine = json.loads((ROOT / "data/benchmarks/machine.json").read_text())
+    made = json.loads((ROOT / "data/benchmarks/machine.json").read_text())
     return (
-        "\n## Speed\n\nEnvironment steps a second, training included, timed in one run of `python -m benchmarks.cost` "
-        f"on one core ({machine['machine']['cpu']}, {machine['matmul_gflops']:.0f} GFLOP/s in a 2048³ float32 matmul; "
-        f"commit {machine['commit'][:7]}).\n\n" + "".join(lines)
+        f"\n## Speed\n\nEnvironment steps a second, training included, on one core. {_timed(made)}\n\n{''.join(lines)}"
     )
+
+
+def _timed(made: dict) -> str:
+    """Where and when the rows of seconds.csv were timed, by oracle."""
+    words = []
+    for part, oracle in (("seconds", "batched"), ("seconds, one at a time", "one at a time")):
+        facts = made[part]
+        commit = facts["commit"][:7] + "+" * facts["dirty"]
+        rate = f", {facts['matmul_gflops']:.0f} GFLOP/s in a 2048³ float32 matmul" if facts["matmul_gflops"] else ""
+        how = f"; {facts['how']}" if "how" in facts else ""
+        words.append(f"*{oracle}*: {facts['machine']['cpu']}, commit {commit}{rate}{how}.")
+    return " ".join(words)
 
 
 def _section(name: str, claim: dict, results: dict[str, Result], verdict: str) -> str:
