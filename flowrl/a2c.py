@@ -14,7 +14,7 @@ from . import rejection
 from .encoders import make_encoder
 from .flows import flat_parameters
 from .optimisers import OPTIMISERS
-from .policies import POLICIES, Sample, check_size, to_flat
+from .policies import POLICIES, Sample, check_size, packed
 
 KL_DRAWS = 8  # pathwise draws a state for the latent KL
 MEMORY = 16  # rollouts whose states Algorithm 1 draws from
@@ -204,19 +204,21 @@ class Trainer:
     def _weights(self, decision, n_valid, advantage, features, surrogate) -> tuple[Tensor, Tensor, Tensor | float]:
         """Weight of every draw's score (B, S), the entropy estimate, and what is added to the loss."""
         config, now, valid = self.config, self.annealed(), decision.valid
-        same = rejection.same_action(to_flat(decision.sample.action, self.policy.sizes), valid)
-        shared = config.policy == "flow" and config.estimator == "rb"
+        same = None
+        if config.policy == "flow":
+            same = rejection.same_action(packed(decision.sample.action, self.policy.sizes), valid)
+        shared = same is not None and config.estimator == "rb"
         executed = rejection.shared_weights(decision, same) if shared else rejection.executed_weights(decision)
         corrected = rejection.correction_weights(executed, valid, n_valid, decision.draws, config.correction)
         weights = corrected * advantage[:, None] + config.valid_bonus * rejection.bonus_weights(valid)
         regulariser = 0.0
         exact = getattr(self.policy, "entropy", None) if valid.shape[1] == 1 else None
         if exact is not None:  # one draw tells nothing of the entropy
-            of_states = exact(features)
+            of_states = exact(features, self.generator)
             entropy = of_states.mean()
             regulariser = -config.entropy * now * (of_states * decision.sampled).mean()
         else:
-            log_prob = rejection.count_log_prob(same, valid) if config.policy == "flow" else surrogate.detach()
+            log_prob = surrogate.detach() if same is None else rejection.count_log_prob(same, valid)
             weights = weights + config.entropy * now * rejection.entropy_weights(log_prob, valid)
             entropy = -(rejection.bonus_weights(valid) * log_prob).sum(-1).mean()
         if config.latent_kl and now:

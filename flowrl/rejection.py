@@ -181,9 +181,12 @@ def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
-def same_action(flat: Tensor, valid: Tensor) -> Tensor:
-    """c_jk = 1[a_j = a_k, both valid]: flat actions (B, S) → (B, S, S) bool."""
-    return (flat.unsqueeze(2) == flat.unsqueeze(1)) & valid.unsqueeze(2) & valid.unsqueeze(1)
+def same_action(numbers: Tensor, valid: Tensor) -> Tensor:
+    """c_jk = 1[a_j = a_k, both valid]: actions as `packed` has them, (B, S, P) → (B, S, S) bool."""
+    same = valid.unsqueeze(2) & valid.unsqueeze(1)
+    for number in numbers.unbind(-1):
+        same = same & (number.unsqueeze(2) == number.unsqueeze(1))
+    return same
 
 
 def executed_weights(decision: Decision) -> Tensor:

@@ -61,6 +61,39 @@ def learnt(trainer, draws=100):
     return 4 * np.mean([PAY[day, range(3), trainer.act(day)].sum() for day in range(3) for _ in range(draws)])
 
 
+class Lottery(gymnasium.Env):
+    """Twenty dimensions of a hundred: 10⁴⁰ actions; what is drawn in the first decides the reward."""
+
+    observation_space, action_space = spaces.Box(0, 1, (1,)), spaces.MultiDiscrete([100] * 20)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert action[1] < 90  # never an invalid action
+        return np.zeros(1, np.float32), float(action[0] < 50), True, False, {}
+
+
+def below_90(observation, actions):
+    return actions[..., 1] < 90
+
+
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-gumbel", "factored-iar", "ar-iar"])
+def test_more_actions_than_int64_counts(method):
+    """Methods that draw never number them: they train, from a reward of a half upwards."""
+    one = flowrl.fit(Lottery, below_90, method, 2560, **FAST | {"n_envs": 32, "gamma": 0.01, "actor_lr": 1e-2})
+    assert one.curve["return"].iloc[-10:].mean() > 0.7 and one.env.violations == 0
+
+
+@pytest.mark.parametrize("method", ["mask", "a2c"])
+def test_methods_that_list_all_actions_say_why_they_cannot(method):
+    with pytest.raises(
+        ValueError, match=r"^\|A\| is about 10\^40: \w+ policies list them all, at most 200,000; .* only draw$"
+    ):
+        flowrl.fit(Lottery, None, method, 100, **FAST)
+
+
 @pytest.mark.parametrize(
     ("method", "oracle", "steps", "least"),
     [

@@ -19,8 +19,10 @@ from flowrl.policies import (
     CategoricalPolicy,
     FactoredPolicy,
     FlowPolicy,
+    GumbelFlowPolicy,
     MaskedPolicy,
     Sample,
+    packed,
     to_digits,
     to_flat,
 )
@@ -215,7 +217,7 @@ def shared(action):
     valid = torch.ones_like(action, dtype=torch.bool)
     one = torch.zeros(len(action), dtype=torch.int64)
     decision = rejection.Decision(None, None, Sample(action), valid, one, one, one, action, valid[:, 0])
-    return RETURNS[action[:, :1]] * rejection.shared_weights(decision, rejection.same_action(action, valid))
+    return RETURNS[action[:, :1]] * rejection.shared_weights(decision, rejection.same_action(action[..., None], valid))
 
 
 @pytest.mark.parametrize("name, categories", [("gaussian", 3), ("additive", 2), ("affine", 2)])
@@ -351,6 +353,7 @@ def test_latent_kl_of_a_flow(name):
 
 # -------------------------------------------------------------------------------------------- the rivals
 
+KINDS = [FlowPolicy, GumbelFlowPolicy, AutoregressivePolicy, CategoricalPolicy, FactoredPolicy]
 SIZES = (2, 3, 2)
 ALL = torch.tensor(list(itertools.product(*map(range, SIZES))))
 
@@ -361,6 +364,20 @@ def test_flat_actions_are_mixed_radix():
         flat = np.ravel_multi_index(tuple(digits.T), sizes)
         assert to_flat(torch.tensor(digits), sizes).tolist() == flat.tolist()
         assert to_digits(torch.tensor(flat), sizes).tolist() == digits.tolist()
+
+
+HUGE = {(9, 9, 9): 1, (2,) * 63: 1, (2,) * 64: 2, (100,) * 20: 3, (2**40,) * 3: 3}
+
+
+@pytest.mark.parametrize("sizes", HUGE)
+def test_packed_actions_are_equal_where_all_digits_are(sizes):
+    """Rows that each differ from the largest action in one digit, and two that don't, against digits compared."""
+    largest, D = torch.tensor(sizes) - 1, len(sizes)
+    action = (largest - torch.cat((torch.eye(D), torch.zeros(2, D))).long())[None]
+    numbers = packed(action, sizes)
+    assert numbers.shape == (1, D + 2, HUGE[sizes]) and (numbers >= 0).all()
+    same = rejection.same_action(numbers, torch.ones(1, D + 2, dtype=torch.bool))
+    assert torch.equal(same, (action[:, :, None] == action[:, None]).all(-1)) and same.sum() == D + 4
 
 
 @pytest.mark.parametrize("std", [0.4, 1.0])
@@ -452,7 +469,7 @@ def test_masked_policy_has_finite_gradients():
     torch.testing.assert_close(slope[-len(ALL) :], torch.stack(expected), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy, CategoricalPolicy, FactoredPolicy])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_is_encoded_once_however_many_samples(kind):
     policy = make(kind, SIZES)
     seen = []
@@ -462,7 +479,7 @@ def test_a_state_is_encoded_once_however_many_samples(kind):
     assert seen == [2]
 
 
-@pytest.mark.parametrize("kind", [FlowPolicy, AutoregressivePolicy, CategoricalPolicy, FactoredPolicy])
+@pytest.mark.parametrize("kind", KINDS)
 def test_samples_repeat_with_the_generator_and_carry_no_gradient(kind):
     policy = make(kind, SIZES)
     features = policy.features(STATES)

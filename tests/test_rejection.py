@@ -348,7 +348,7 @@ def advantage(decision, error=0.0):
 
 
 def shared(decision):
-    return shared_weights(decision, same_action(decision.sample.action[..., 0], decision.valid))
+    return shared_weights(decision, same_action(decision.sample.action, decision.valid))
 
 
 # of TRUTH, and of MEAN_SCORE where the critic is off by one, as functions of S and L = l
@@ -502,18 +502,18 @@ def test_count_log_prob_by_hand():
     """log (n_j − ½)/(l − ½): three of five valid draws alike, two others; an invalid one alike does not count."""
     flat = torch.tensor([[7, 7, 7, 2, 5, 7]])
     valid = torch.tensor([[True, True, True, True, True, False]])
-    found = count_log_prob(same_action(flat, valid), valid)
+    found = count_log_prob(same_action(flat[..., None], valid), valid)
     expected = torch.tensor([[2.5 / 4.5] * 3 + [0.5 / 4.5] * 2 + [1.0]]).log()
     torch.testing.assert_close(found, expected)
     sharp = torch.zeros(1, 6, dtype=torch.int64)
-    assert count_log_prob(same_action(sharp, valid), valid).abs().sum() == 0  # all alike: probability one
+    assert count_log_prob(same_action(sharp[..., None], valid), valid).abs().sum() == 0  # all alike: probability one
 
 
 def test_count_log_prob_converges():
     """To log π' with many draws."""
     flat = torch.multinomial(torch.softmax(LOGITS, -1), 4000, True, generator=generator())[None]
     valid = VALID[flat]
-    found = count_log_prob(same_action(flat, valid), valid)
+    found = count_log_prob(same_action(flat[..., None], valid), valid)
     truth = restricted(LOGITS).log().float()[flat]
     torch.testing.assert_close(found[valid], truth[valid], rtol=0, atol=0.15)
 

@@ -18,6 +18,7 @@ import yaml
 
 from .. import envs
 
+Policies = Literal["flow", "gumbel", "masked", "categorical", "factored", "autoregressive", "wolpertinger"]
 SCALES = ("smoke", "quick", "paper")
 AUTHORS = "authors"  # what environments of the paper's authors begin with: authors/v4
 
@@ -36,11 +37,12 @@ class TrainConfig:
     steps: int = 200_000  # environment steps of training
 
     # policy
-    policy: Literal["flow", "masked", "categorical", "factored", "autoregressive", "wolpertinger"] = "flow"  # its kind
+    policy: Policies = "flow"  # its kind
     coupling: Literal["additive", "affine", "autoregressive", "mixture"] = "additive"  # the latent flow's layers
     n_couplings: int = 2  # layers of the policy's flow; 0: a Gaussian's argmax
     base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
     initial_gain: float = 0.0  # of orthogonal weights behind the encoder, flow policy only; 0: each layer's own start
+    block: int = 0  # dimensions of the action in a step of the Gumbel flow; 0: half of them, a coupling
     hidden: int = 256  # width of the encoders
     policy_hidden: int = 32  # width of the networks behind them: couplings, posterior, LSTM
 
@@ -53,9 +55,9 @@ class TrainConfig:
     valid_bonus: float = 0.01  # λ of the valid-mass bonus λ ∇log Z(s)
 
     # score and log-probability
-    estimator: Literal["rb", "latent", "cis", "elbo", "cubo", "iwae", "sandwich"] = "rb"  # of ∇log π, flow policy only
+    estimator: Literal["rb", "latent", "cis", "elbo", "cubo", "iwae", "sandwich"] = "rb"  # of ∇log π, for `flow`
     alpha: Literal["static", "trainable", "adaptive"] = "static"  # the sandwich's weight
-    n_posterior: int = 4  # N, posterior samples an action
+    n_posterior: int = 4  # N, posterior samples, or truncated draws of a Gumbel flow, an action
     posterior: Literal["gaussian", "flow"] = "flow"  # q(v|a, s), before the soft threshold
     posterior_couplings: int = 2  # coupling layers of a flow posterior
     elbo_batch: int = 256  # states in one step of Algorithm 1, in estimators that need a posterior
@@ -121,7 +123,7 @@ class TrainConfig:
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
         few = min(self.n_draws, self.n_correction) < 2
-        if self.policy in ("flow", "autoregressive") and self.entropy and few:
+        if self.policy in ("flow", "gumbel", "autoregressive") and self.entropy and few:
             raise ConfigError(
                 f"one draw tells nothing of the entropy of {self.method}'s policy: n_draws ({self.n_draws}) and "
                 f"n_correction ({self.n_correction}) must be at least 2, or entropy 0"
@@ -161,7 +163,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
                  "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "eval_every", "eval_episodes",
                  "final_episodes")  # fmt: skip
-_NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
+_NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "initial_gain", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio",
                  "critic_lr", "value_coef", "value_scale", "exploration", "learning_starts")  # fmt: skip
 
@@ -198,6 +200,9 @@ def _checked(field: dataclasses.Field, value):
 DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
     "iar-a2c": ("flowrl recipe: flow, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
         entropy=0.3, flow_lr_ratio=0.1,
+    )),
+    "iar-a2c-gumbel": ("Gumbel flow, pathwise score, rejection, leave-one-out, valid-mass bonus", dict(
+        policy="gumbel", n_draws=16, n_correction=16, n_posterior=1, entropy=0.3, latent_kl=0.0,
     )),
     "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
         coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,

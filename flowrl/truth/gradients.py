@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, pad, softplus
 
 from .. import rejection
-from ..policies import Sample, to_flat
+from ..policies import Sample, packed, to_flat
 
 MAX_OUTCOMES = 100_000  # enumerated at most
 EDGES = (-12.0, -6.0, -3.0, -1.5, 0.0, 1.5, 3.0, 6.0, 12.0)  # in units of σ: pieces over which a Gaussian is smooth
@@ -305,7 +305,7 @@ def gradient_batches(policy, oracle, observation: Tensor, q_values: Tensor, crit
         decision, _ = rejection.decide(policy, oracle, observation, config, generator)
         executed = rejection.executed_weights(decision)
         if getattr(policy, "estimator", None) == "rb":
-            same = rejection.same_action(to_flat(decision.sample.action, policy.sizes), decision.valid)
+            same = rejection.same_action(packed(decision.sample.action, policy.sizes), decision.valid)
             executed = rejection.shared_weights(decision, same)
         weights = rejection.correction_weights(
             executed.double(), decision.valid, decision.n_valid, decision.draws, config.correction
