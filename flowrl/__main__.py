@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"flowrl: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    except (ValueError, NoValidActionError) as error:
+    except (ValueError, NoValidActionError, FloatingPointError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
