@@ -23,7 +23,7 @@ from tqdm import tqdm
 from flowrl import envs
 from flowrl.a2c import seeded
 from flowrl.envs.city import City, generate
-from flowrl.envs.gym import per_action
+from flowrl.envs.validity import per_action
 from flowrl.policies import MAX_LOGITS
 from flowrl.study.config import make_config
 from flowrl.study.records import ROOT, provenance

@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     except records.BusyError as error:
         print(f"flowrl: {error}", file=sys.stderr)
         return queue.BUSY
-    except (ValueError, NoValidActionError) as error:
+    except (ValueError, NoValidActionError, FloatingPointError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

@@ -197,6 +197,7 @@ class Trainer:
             norms = norm, norm
         else:
             norms = self._clip(actor), self._clip(critic)
+        self._require_finite(torch.stack(norms), rollout)
         self._descend([*actor, *critic])
         self.updates += 1
         self.sums[:4] += torch.stack((entropy, *norms, value_loss.detach()))
@@ -238,6 +239,19 @@ class Trainer:
             gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1))
         return norm
 
+    def _require_finite(self, norm: Tensor, rollout: Rollout | None = None) -> None:
+        """FloatingPointError where the gradient's norm isn't finite, before the step that would spoil the weights.
+
+        That one number tells of all: what isn't finite in rewards, observations or weights reaches the gradient.
+        """
+        if not norm.isfinite().all():
+            fault = rollout and _not_finite(rollout)
+            fault = fault or "the gradient is not finite; lower actor_lr, critic_lr or clip"
+            raise FloatingPointError(
+                f"{self.config.env}, the rollout that ended at step {self.env_steps}: {fault}; the weights are those "
+                "of before"
+            )
+
     def _descend(self, groups: list[str]) -> None:
         for name in groups:
             self.optimisers[name].step()
@@ -257,7 +271,7 @@ class Trainer:
         w, ties = self.policy.log_weights(features, action, config.n_posterior, self.generator)
         self._zero_gradients()
         (-w.mean()).backward()
-        self._clip(groups)
+        self._require_finite(self._clip(groups))
         self._descend(groups)
         self.sums[4:] += torch.stack((w.detach().mean(), ties.float())) / max(1, config.elbo_steps)
 
@@ -277,16 +291,17 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, env, n_episodes: int, generator: torch.Generator) -> tuple[Tensor, dict]:
+    def evaluate(self, env, n_episodes: int, generator: torch.Generator, most_steps: float = math.inf):
         """Undiscounted returns (n_episodes,) of the policy with rejection, one episode in each environment of `env`.
 
-        env: a batch of n_episodes environments apart from training. Also the counts that `decide` gives.
+        env: a batch of n_episodes environments apart from training; an episode counts up to `most_steps` of it. Also
+        the counts that `decide` gives.
         """
         observation = env.reset()
         returns = torch.zeros(n_episodes, dtype=torch.float64, device=self.device)
         running = torch.ones(n_episodes, dtype=torch.bool, device=self.device)
         totals = dict.fromkeys(("states", "resamples", "enumerations", "fallbacks", "asked"), 0)
-        while running.any():
+        while running.any() and totals["states"] < most_steps * n_episodes:
             decision, counts = self.decide(observation, generator)
             for name, count in counts.items():
                 totals[name] += count
@@ -310,12 +325,14 @@ class Trainer:
         } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)})  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict`; where its `env` is None, with the environments as they are here."""
         self.policy.load_state_dict(state["policy"])
         self.critic.load_state_dict(state["critic"])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.generator.set_state(state["generator"].cpu())
-        self.env.load_state_dict(state["env"])
+        if state["env"] is not None:
+            self.env.load_state_dict(state["env"])
         for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
             setattr(self, name, state[name])
         if self.reward_scale is not None:
@@ -330,6 +347,18 @@ class Trainer:
         self.updates = 0
         self.sums = torch.zeros_like(self.sums)
         return counts | means
+
+
+def _not_finite(rollout: Rollout) -> str | None:
+    """The first reward or observation that isn't finite, in words."""
+    parts = {"observation": torch.stack([decision.observation for decision in rollout.decisions]),
+             "reward": rollout.reward, "final observation": rollout.final_observation}  # fmt: skip
+    for name, values in parts.items():
+        wrong = ~values.isfinite().flatten(2).all(-1) if values.dim() > 2 else ~values.isfinite()
+        if wrong.any():
+            t, b = wrong.nonzero()[0].tolist()
+            return f"the {name} of environment {b} is not finite, {t + 1} of {len(wrong)} steps into it"
+    return None
 
 
 def _has_weights(module: torch.nn.Module | None) -> bool:

@@ -72,11 +72,40 @@ class CNNEncoder(nn.Module):
         return self.net(pixels.mul_(-1 / 255).add_(1))
 
 
-def make_encoder(env, hidden: int) -> nn.Module:
-    """The encoder that fits an environment's observations: over its graph, its images (uint8), else an MLP.
+class PartsEncoder(nn.Module):
+    """Pictures, a CNN each, and the rest, an MLP, then a layer over all: of observations that are bytes in a row.
 
-    An environment's `encoder_planes` says how many planes of its images the policy may see; default all.
+    pictures: shapes (planes, height, width); n_numbers: float32 numbers behind them.
     """
+
+    def __init__(self, pictures: list[tuple[int, int, int]], n_numbers: int, hidden: int):
+        super().__init__()
+        self.pictures, self.n_numbers = pictures, n_numbers
+        self.sizes = [*map(math.prod, pictures), 4 * n_numbers]
+        self.encoders = nn.ModuleList(CNNEncoder(shape, hidden) for shape in pictures)
+        if n_numbers:
+            self.encoders.append(MLPEncoder((n_numbers,), hidden))
+        self.out = nn.Linear(len(self.encoders) * hidden, hidden)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Observation (B, bytes) uint8 → (B, hidden)."""
+        *pictures, numbers = observation.split(self.sizes, dim=-1)
+        parts = [picture.unflatten(-1, shape) for picture, shape in zip(pictures, self.pictures, strict=True)]
+        if self.n_numbers:
+            parts.append(numbers.clone(memory_format=torch.contiguous_format).view(torch.float32))
+        encoded = [encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)]
+        return self.out(torch.cat(encoded, -1)).relu()
+
+
+def make_encoder(env, hidden: int) -> nn.Module:
+    """The encoder that fits an environment's observations: over its graph, its images (uint8), its parts, else an MLP.
+
+    An environment's `encoder_planes` says how many planes of its images the policy may see; default all. Its
+    `observation_parts`, if not None, are what `PartsEncoder` takes.
+    """
+    parts = getattr(env, "observation_parts", None)
+    if parts is not None:
+        return PartsEncoder(*parts, hidden)
     adjacency = getattr(env, "adjacency", None)
     if adjacency is not None:
         return GraphEncoder(adjacency, env.observation_shape[-1], hidden)

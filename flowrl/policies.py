@@ -62,7 +62,7 @@ def packed(action: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def check_size(sizes: tuple[int, ...], policy: str) -> None:
-    """ValueError where a policy would have to enumerate, or number, more actions than it can; what draws does neither."""
+    """ValueError where a policy would have to enumerate, or number, more actions than it can."""
     n = math.prod(sizes)
     many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
     if policy in ("masked", "categorical") and n > MAX_LOGITS:

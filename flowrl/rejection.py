@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .policies import Sample, to_digits
 
+NOTHING = -1  # all entries of the action where nothing is valid, if the environment knows what becomes of such a state
+
 
 class NoValidActionError(RuntimeError):
     """No valid action was found in a state, by any means allowed."""
@@ -54,6 +56,11 @@ def ask_all(oracle, observation: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return ask(oracle, observation, all_actions(sizes, observation.device).expand(len(observation), -1, -1))
 
 
+def of_rows(asked, rows: Tensor):
+    """An oracle, or fallback, for some of the states only, where it is bound to states, not just asked about them."""
+    return asked.of(rows) if hasattr(asked, "of") else asked
+
+
 def _pick(valid: Tensor, generator) -> Tensor:
     """Uniformly one of the valid ones in each row: (B, S) bool → (B,) int64."""
     noise = torch.rand(valid.shape, generator=generator, device=valid.device)
@@ -63,7 +70,8 @@ def _pick(valid: Tensor, generator) -> Tensor:
 def decide(policy, oracle, observation: Tensor, config, generator, fallback=None) -> tuple[Decision, dict]:
     """Draw, ask, reject, choose: one executed action for each of B states, never one that the oracle refused.
 
-    oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None.
+    oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None. Where
+    no valid action is found and the fallback says that it `accepts_nothing`, the action is NOTHING, and counts as one.
     Returns the decision and counts: `resamples` (states that needed more than S draws), `enumerations`, `fallbacks`,
     `asked` (oracle calls). Raises NoValidActionError.
     """
@@ -72,16 +80,21 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
     with torch.no_grad():
         if getattr(policy, "needs_mask", False):
             mask = ask_all(oracle, observation, policy.sizes)
-            _refuse(observation, mask.any(-1), mask.shape[1])
+            found = mask.any(-1)
             counts["asked"] = mask.numel()
+            if not found.all():
+                _refuse(observation, found, mask.shape[1], fallback)
+                counts["fallbacks"] = int((~found).sum())
+                mask = mask | ~found[:, None]  # something to draw, not to execute
             features = policy.features(observation, mask)
             if features.isnan().any():  # argmax would choose any action then, forbidden ones too
-                raise ValueError("the policy's weights are no numbers any more; lower actor_lr or clip")
+                whose = "the policy's weights are" if observation.isfinite().all() else "an observation is"
+                raise FloatingPointError(f"{whose} not finite: no action can be drawn")
             sample = policy.sample(features, 1, generator)
             ones = torch.ones(B, dtype=torch.int64, device=observation.device)
-            yes = ones.bool()
+            action = sample.action[:, 0].where(found[:, None], NOTHING)
             return Decision(
-                observation, mask, sample, yes[:, None], ones, ones, ones - 1, sample.action[:, 0], yes
+                observation, mask, sample, ones.bool()[:, None], ones, ones, ones - 1, action, found
             ), counts
         sample = policy.sample(policy.features(observation), S, generator)
         valid = ask(oracle, observation, sample.action)
@@ -98,9 +111,9 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
         sampled = valid.any(-1) if counts["resamples"] else torch.ones_like(short)
         if counts["resamples"] and not sampled.all():
-            action = action.clone()
-            action[~sampled] = without_draws(policy.sizes, oracle, observation[~sampled], draws[~sampled], config,
-                                             generator, fallback, counts)  # fmt: skip
+            action, rows = action.clone(), (~sampled).nonzero().squeeze(-1)
+            action[rows] = without_draws(policy.sizes, of_rows(oracle, rows), observation[rows], draws[rows], config,
+                                         generator, of_rows(fallback, rows), counts)  # fmt: skip
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled), counts
 
 
@@ -116,7 +129,7 @@ def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, c
     while len(rows) and int(draws[rows[0]]) < config.max_draws:
         more = min(2 * more, config.max_draws - int(draws[rows[0]]))
         new = policy.sample(policy.features(observation[rows]), more, generator)
-        new_valid = ask(oracle, observation[rows], new.action)
+        new_valid = ask(of_rows(oracle, rows), observation[rows], new.action)
         counts["asked"] += new_valid.numel()
         draws[rows] += more
         n_valid[rows] += new_valid.sum(-1)
@@ -138,27 +151,38 @@ def without_draws(sizes, oracle, observation, draws, config, generator, fallback
         valid = ask_all(oracle, observation, sizes)
         counts["enumerations"] += len(observation)
         counts["asked"] += valid.numel()
-        _refuse(observation, valid.any(-1), valid.shape[1])
-        return to_digits(_pick(valid, generator), sizes)
+        action, found, tried = to_digits(_pick(valid, generator), sizes), valid.any(-1), valid.shape[1]
+    else:
+        action, found = _from_fallback(sizes, oracle, observation, fallback, counts)
+        tried = int(draws[0])
+    _refuse(observation, found, tried, fallback)
+    return action.where(found[:, None], NOTHING)
+
+
+def _from_fallback(sizes, oracle, observation, fallback, counts) -> tuple[Tensor, Tensor]:
+    """What the fallback says, (b, D), and whether the oracle agrees, (b,) bool. ValueError for anything else."""
+    shape = (len(observation), len(sizes))
+    counts["fallbacks"] += len(observation)
     action = None if fallback is None else fallback(observation)
     if action is None:
-        _refuse(observation, torch.zeros(len(observation), dtype=torch.bool, device=observation.device), int(draws[0]))
-    shape = (len(observation), len(sizes))
+        nothing = torch.full(shape, NOTHING, dtype=torch.int64, device=observation.device)
+        return nothing, torch.zeros(shape[0], dtype=torch.bool, device=observation.device)
     if not isinstance(action, Tensor) or action.dtype != torch.int64 or action.shape != shape:
         got = f"{action.dtype} {tuple(action.shape)}" if isinstance(action, Tensor) else type(action).__name__
         raise ValueError(f"the fallback returned {got}; it must return a torch.int64 tensor {shape}")
-    counts["fallbacks"] += len(observation)
     counts["asked"] += len(observation)
-    _refuse(observation, ask(oracle, observation, action[:, None])[:, 0], int(draws[0]))
-    return action
+    return action, ask(oracle, observation, action[:, None])[:, 0]
 
 
-def _refuse(observation: Tensor, found: Tensor, tried: int) -> None:
-    if not found.all():
+def _refuse(observation: Tensor, found: Tensor, tried: int, fallback) -> None:
+    """NoValidActionError unless a valid action was found everywhere, or may be missing."""
+    if not found.all() and not getattr(fallback, "accepts_nothing", False):
         state = observation[(~found).nonzero()[0, 0]].flatten().tolist()
+        shown = ", ".join(f"{x:.3g}" for x in state[:16]) + ", …" * (len(state) > 16)
         raise NoValidActionError(
-            f"no valid action in state {[round(x, 3) for x in state]}: {tried} actions tried, valid rate 0; "
-            "raise max_draws or enumerate_limit, or give the environment a fallback(observation)"
+            "no valid action was found: raise max_draws or enumerate_limit, give known_valid, an action or a function "
+            "of the observation (a batched environment: fallback), or say what becomes of a state without any "
+            f"(when_none_valid); {tried} actions tried, valid rate 0, in state [{shown}]"
         )
 
 

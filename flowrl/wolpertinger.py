@@ -253,6 +253,7 @@ class WolpertingerTrainer(Trainer):
         self._zero_gradients()
         loss.backward()
         norm = self._clip([name])
+        self._require_finite(norm)
         self._descend([name])
         return norm
 

@@ -355,6 +355,47 @@ def test_a_checkpoint_continues_bit_for_bit(method):
     assert str(ours) == str(theirs) and ours["states"] > 0
 
 
+# ----------------------------------------------------------------------------------------- what isn't finite
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("part", ["reward", "observation", "final_observation"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named_and_the_weights_stay(method, part, value):
+    """The next rollout's update is refused, naming what, where and when; no weight, nor any mean square, has moved."""
+    one = trainer(method, n_steps=2, ending="truncated")  # so that values of final observations count
+    for _ in range(2):
+        one.step()
+    step = one.env.step
+
+    def broken(action):
+        result = step(action)
+        spoilt = getattr(result, part).clone()
+        spoilt[5] = value
+        return result._replace(**{part: spoilt})
+
+    one.env.step = broken
+    before = parameters(one), [o.state_dict()["state"][0]["square_avg"].clone() for o in one.optimisers.values()]
+    said = rf"^bandit, the rollout that ended at step [0-9]+: the {part.replace('_', ' ')} of environment 5 is not fin"
+    if part == "observation" and method == "mask":
+        said = "^an observation is not finite"
+    with pytest.raises(FloatingPointError, match=said):
+        one.step()
+    assert torch.equal(parameters(one), before[0])
+    for was, optimiser in zip(before[1], one.optimisers.values(), strict=True):
+        assert torch.equal(was, optimiser.state_dict()["state"][0]["square_avg"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"coupling": "mixture"}, {"estimator": "elbo", "coupling": "affine"}])
+def test_a_learning_rate_that_is_too_large_spoils_nothing(settings):
+    """However large the step, weights stay numbers: training goes on, or stops in one line."""
+    one = trainer(**{"actor_lr": 1e30, "critic_lr": 1e30} | settings)
+    with pytest.raises(FloatingPointError, match="the gradient is not finite; lower actor_lr, critic_lr or clip"):
+        for _ in range(50):
+            one.step()
+    assert torch.isfinite(parameters(one)).all()
+
+
 # ------------------------------------------------------------------------------------------ every estimator
 
 

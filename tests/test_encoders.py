@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from flowrl.encoders import GraphEncoder, MLPEncoder, make_encoder
+from flowrl.encoders import GraphEncoder, MLPEncoder, PartsEncoder, make_encoder
 
 PATH = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=torch.float32)  # 0 − 1 − 2 − 3
 
@@ -67,3 +67,20 @@ def test_make_encoder_follows_the_environment():
     assert isinstance(make_encoder(plain, 8), MLPEncoder)
     for env in (graph, plain):
         assert make_encoder(env, 8)(torch.zeros(3, 4, 2)).shape == (3, 8)
+
+
+def test_parts_are_read_each_by_its_own_encoder():
+    """Bytes in a row: features agree with the parts' own encoders, and every part moves them."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    encoder = PartsEncoder([(3, 36, 40), (1, 48, 36)], 5, 8)
+    pictures = [torch.randint(256, (2, *shape), generator=generator, dtype=torch.uint8) for shape in encoder.pictures]
+    numbers = torch.randn(2, 5, generator=generator)
+    rows = torch.cat((*(picture.flatten(1) for picture in pictures), numbers.view(torch.uint8)), 1)
+    own = [read(part) for read, part in zip(encoder.encoders, (*pictures, numbers), strict=True)]
+    expected = encoder.out(torch.cat(own, -1)).relu()
+    assert torch.equal(encoder(rows), expected) and expected.abs().min(0).values.max() > 0
+    for at in (0, 3 * 36 * 40, rows.shape[1] - 1):
+        changed = rows.clone()
+        changed[:, at : at + 300] ^= 32
+        assert not torch.equal(encoder(changed), expected)

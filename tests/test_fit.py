@@ -15,7 +15,7 @@ from flowrl.envs.gym import GymBatched
 
 JOBS = (3, 5, 2)  # job d may be given to the first JOBS[d] of five workers
 PAY = np.random.default_rng(0).random((3, 3, 5))  # by day, job, worker: how well a worker does a job
-QUICK = {"progress": False, "gamma": 0.1, "entropy": 0.5, "hidden": 64}
+QUICK = {"progress": False, "gamma": 0.1, "entropy": 0.5, "hidden": 64, "normalise_reward": False}
 FAST = {"progress": False, "n_envs": 4, "n_draws": 8, "hidden": 16, "policy_hidden": 8}
 
 
@@ -89,7 +89,7 @@ def test_more_actions_than_int64_counts(method):
 @pytest.mark.parametrize("method", ["mask", "a2c"])
 def test_methods_that_list_all_actions_say_why_they_cannot(method):
     with pytest.raises(
-        ValueError, match=r"^\|A\| is about 10\^40: \w+ policies list them all, at most 200,000; .* only draw$"
+        ValueError, match=r"^\|A\| is about 10\^40: \w+ policies enumerate all, at most 200,000; .* only draw$"
     ):
         flowrl.fit(Lottery, None, method, 100, **FAST)
 
@@ -240,7 +240,7 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
             "mask",
             r"^\|A\| is 1,000,000: masked policies enumerate all, at most 200,000; methods with iar only draw$",
         ),
-        ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies list"),
+        ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies enumerate"),
         ([2] * 63, "iar-a2c", r"^\|A\| is about 10\^19; allowed: fewer than 2\^63 actions$"),
     ],
 )

@@ -213,6 +213,21 @@ def test_a_new_mixture_layer_is_near_the_identity():
         assert 0.068 < (direction(x, torch.zeros(1, 1, HIDDEN).double())[0] - x).abs().max() < 0.0685
 
 
+@pytest.mark.parametrize("dim", [2, 6, 24])
+def test_mixture_layers_keep_what_goes_in_whatever_their_weights(dim):
+    """Two layers with weights of N(0, 1), widths of a training run, float32: finite, and back within 0.1, both ways."""
+    torch.manual_seed(0)
+    for seed in range(10):
+        flow = randomise(Flow("mixture", 2, dim, 64, 32), seed, std=1.0)
+        shifts = flow.condition(torch.randn(8, 64).tanh())
+        x = torch.randn(8, 32, dim)
+        for there, back in ((flow, flow.inverse), (flow.inverse, flow)):
+            y, ladj = there(x, shifts)
+            again, ladj_back = back(y, shifts)
+            assert torch.stack((ladj, ladj_back, y.sum(-1))).isfinite().all()
+            assert (again - x).abs().max() < 0.1
+
+
 @pytest.mark.parametrize(("kind", "dim"), [(AffineCoupling, 2), (AutoregressiveLayer, 1)])
 def test_affine_scales_are_bounded(kind, dim):
     """However large the weights, a layer of one changed entry scales it by e² at most and e⁻² at least."""

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from flowrl import per_action
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.gym import GymBatched
+from flowrl.rejection import NoValidActionError, all_actions
 from flowrl.study.config import A2C_METHODS as METHODS
 from flowrl.study.config import make_config
 
@@ -190,7 +191,10 @@ def test_oracles_that_answer_something_else(oracle, said):
 
 def test_valid_checks_its_arguments():
     batch = GymBatched(Counter, 2)
-    assert batch.valid(torch.zeros(5, 2), torch.zeros(5, 7, 3, dtype=torch.int64)).shape == (5, 7)
+    assert batch.valid(torch.zeros(2, 2), torch.zeros(2, 7, 3, dtype=torch.int64)).shape == (2, 7)
+    for other in (torch.ones(2, 2), torch.zeros(5, 2)):  # states are asked, and an observation says less than a state
+        with pytest.raises(ValueError, match="^the observations are not those that the environments gave last"):
+            batch.valid(other, torch.zeros(len(other), 7, 3, dtype=torch.int64))
     for actions in (torch.zeros(2, 7, 3), torch.zeros(2, 7, 2).long(), torch.zeros(3, 7, 3).long(), torch.zeros(2, 3)):
         with pytest.raises(ValueError, match="^actions are torch"):
             batch.valid(torch.zeros(2, 2), actions)
@@ -199,14 +203,24 @@ def test_valid_checks_its_arguments():
             batch.step(actions)
 
 
-@pytest.mark.parametrize("name", ["ERA-v4", "Joint-Cstr", "Pistonball-v1-cstr"])
+@pytest.mark.parametrize("name", ["ERA-v4", "Joint-Cstr"])
 def test_our_own_constraints_are_not_lost_on_the_way_through_gymnasium(name):
-    """Made by gymnasium they do not bring their oracle along: without one they are refused, with one they are not."""
+    """Made by gymnasium they judge by their own method, each copy for the state that it is in."""
+    batch = GymBatched(lambda: gymnasium.make(f"flowrl/{name}"), 2, generator=generator())
+    assert batch.validity.where == "env.is_valid(action)"
+    for _ in range(3):
+        actions = all_actions(batch.action_sizes, "cpu").expand(2, -1, -1)
+        valid = batch.valid(batch._observation, actions)
+        for env, answers in zip(batch._envs, valid, strict=True):
+            assert answers.tolist() == [env.unwrapped.is_valid(action) for action in actions[0].numpy()]
+        batch.step(actions[0][valid.int().argmax(1)])
+    assert batch.violations == 0
+
+
+def test_constraints_that_nothing_tells_are_refused():
     with pytest.raises(ValueError, match="has constraints .* no oracle was given"):
-        GymBatched(lambda: gymnasium.make(f"flowrl/{name}"), 2)
-    GymBatched(lambda: gymnasium.make(f"flowrl/{name}"), 2, oracle=per_action(lambda o, a: True))
-    if name == "ERA-v4":
-        GymBatched(lambda: gymnasium.make("flowrl/ERA-v4-free"), 2)
+        GymBatched(lambda: gymnasium.make("flowrl/Pistonball-v1-cstr"), 2)
+    GymBatched(lambda: gymnasium.make("flowrl/Pistonball-v1-cstr"), 2, oracle=per_action(lambda o, a: True))
 
 
 def test_per_action():
@@ -240,17 +254,16 @@ def test_per_action():
     ],
 )
 def test_the_environments_own_numbers(space, sizes, least):
-    """`start` is added for the environment, the oracle and `to_environment`, and taken from what the fallback says."""
+    """`start` is added for the environment and the oracle, and taken from what is known to be valid."""
     made, asked = [], []
 
     def oracle(observation, actions):
         asked.append(actions)
         return torch.ones(actions.shape[:2], dtype=torch.bool)
 
-    def fallback(observation):
-        return torch.tensor(least).reshape(1, -1).expand(len(observation), -1) + 1
-
-    batch = GymBatched(lambda: made.append(Counter(space)) or made[-1], 2, oracle=oracle, fallback=fallback)
+    batch = GymBatched(
+        lambda: made.append(Counter(space)) or made[-1], 2, oracle=oracle, known_valid=lambda o: np.add(least, 1)
+    )
     assert batch.action_sizes == sizes
     batch.step(torch.zeros(2, len(sizes), dtype=torch.int64))
     assert np.array_equal(made[0].given[0], least)
@@ -271,16 +284,58 @@ def test_the_fallback_is_executed_where_no_draw_is_valid():
         return (actions == known).all(-1)
 
     config = make_config("counter", "iar-a2c", SMALL | {"max_draws": 16, "enumerate_limit": 0})
-    batch = GymBatched(make, 4, generator=generator(), oracle=oracle, fallback=lambda o: known.expand(len(o), -1))
+    batch = GymBatched(make, 4, generator=generator(), oracle=oracle, known_valid=known.numpy())
     trainer = Trainer(config, batch)
     for _ in range(3):
         trainer.step()
     assert trainer.counts["fallbacks"] == 12
     assert batch.violations == 0
     assert all((np.array(env.given) == 9).all() for env in made)
-    for wrong in (lambda o: known, lambda o: known.float().expand(len(o), -1), lambda o: [9] * 4):
-        with pytest.raises(ValueError, match="^the fallback returned"):
-            GymBatched(make, 4, fallback=wrong).fallback(torch.zeros(2, 2))
+    for wrong in ([9] * 3, [10] * 4, "x"):
+        batch = GymBatched(make, 4, oracle=oracle, known_valid=wrong)
+        with pytest.raises(ValueError, match="is no action of MultiDiscrete"):
+            batch.fallback(torch.zeros(4, 2))
+
+
+class Sinking(Counter):
+    """Nothing is valid any more once the count is 2; the action 0 0 0 is."""
+
+    def action_masks(self):
+        return np.full(10, self.count[0] < 2)
+
+    def step(self, action):
+        return *super().step(action)[:2], False, False, {}
+
+
+@pytest.mark.parametrize("method", ["iar-a2c", "mask"])
+@pytest.mark.parametrize("limit", [0, 100])
+def test_a_state_where_nothing_is_valid(method, limit):
+    """An error, or the end of the episode, worth 0, or a no-op, as the user says; counted; never an invalid action."""
+    made = []
+    config = make_config("counter", method, SMALL | {"max_draws": 16, "enumerate_limit": limit})
+
+    def make():
+        made.append(Sinking())
+        return made[-1]
+
+    with pytest.raises(NoValidActionError, match=r"^no valid action was found: .*when_none_valid.* \[2, \d+\]$"):
+        trained(Trainer(config, GymBatched(make, 4, generator=generator())), 3)
+    made.clear()
+    trainer = Trainer(config, GymBatched(make, 4, generator=generator(), when_none_valid="end"))
+    trainer.step(), trainer.step()
+    before = trainer.observation
+    rollout = trainer.rollout()
+    assert rollout.terminated.all() and (rollout.reward == 0).all() and (trainer.observation == 0).all()
+    assert torch.equal(rollout.final_observation[0], before)
+    assert not rollout.decisions[0].sampled.any()  # no policy gradient from an action that nobody drew
+    trainer.update(rollout)
+    assert (trainer.env.none_valid, int(trainer.env.violations)) == (4, 0)
+    assert [len(env.given) for env in made] == [2] * 4
+    made.clear()
+    batch = GymBatched(make, 4, generator=generator(), when_none_valid="noop", known_valid=[0, 0, 0])
+    trained(Trainer(config, batch), 5)
+    assert batch.none_valid == 12
+    assert all((np.array(env.given[2:]) == 0).all() and len(env.given) == 5 for env in made)
 
 
 # ------------------------------------------------------------------------------------------------- spaces
@@ -319,8 +374,7 @@ ONE, SIZES = Counter(), iter((2, 3))
     [
         (lambda: Observing(spaces.Sequence(spaces.Discrete(2))), "no fixed size"),
         (lambda: Counter(spaces.Box(0, 1, (2,))), "the action space is Box"),
-        (lambda: Counter(spaces.MultiDiscrete([[2, 2], [2, 2]])), "the action space is MultiDiscrete"),
-        (lambda: Counter(spaces.MultiBinary(3)), "the action space is MultiBinary"),
+        (lambda: Counter(spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1))), "the action space is Dict"),
         ("Pendulum-v1", "the action space is Box"),
         ("NoSuchThing-v0", "gymnasium can't make 'NoSuchThing-v0'"),
         ("no_such_module:Thing-v0", "gymnasium can't make"),
@@ -337,10 +391,92 @@ def test_environments_that_do_not_fit(env, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("argument", [{"oracle": 3}, {"fallback": "x"}, {"n_envs": 0}])
+@pytest.mark.parametrize("argument", [{"oracle": 3}, {"when_none_valid": "x"}, {"n_envs": 0}])
 def test_arguments_that_do_not_fit(argument):
     with pytest.raises(ValueError, match=f"{next(iter(argument))} is"):
         GymBatched(Counter, **{"n_envs": 2} | argument)
+    with pytest.raises(ValueError, match="known_valid, the action to execute then, was not given"):
+        GymBatched(Counter, 2, when_none_valid="noop")
+
+
+# ------------------------------------------------------------------------------ what an environment gets wrong
+
+
+class Faulty(Counter):
+    """A counter whose third step returns something else."""
+
+    def __init__(self, fault):
+        super().__init__(length=9)
+        self.fault = fault
+
+    def step(self, action):
+        result = super().step(action)
+        return self.fault(*result) if self.count[0] == 3 else result
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "said"),
+    [
+        (lambda o, r, *rest: (o, np.nan, *rest), FloatingPointError, "the reward is nan, not finite"),
+        (lambda o, r, *rest: (o, 1e39, *rest), FloatingPointError, r"the reward is 1e\+39, not finite as float32"),
+        (lambda o, r, *rest: (o * np.inf, r, *rest), FloatingPointError, "the observation is not finite as float32"),
+        (lambda o, r, *rest: (o, np.ones(2), *rest), ValueError, r"the reward has the shape \(2,\); it must be one"),
+        (lambda o, r, *rest: (np.ones(3), r, *rest), ValueError, r"the observation has the shape \(3,\); allowed: \(2"),
+        (lambda o, r, *rest: 1 / 0, RuntimeError, r"raised ZeroDivisionError on action array\(\[0, 0, 0\]\): div"),
+    ],
+)
+def test_faults_name_environment_copy_and_step(fault, error, said):
+    made = iter((Faulty(lambda *result: result), Faulty(fault)))
+    batch = GymBatched(lambda: next(made), 2, generator=generator())
+    zeros = torch.zeros(2, 3, dtype=torch.int64)
+    batch.step(zeros), batch.step(zeros)
+    with pytest.raises(error, match=rf"^Faulty, environment 1, step 3:? {said}") as raised:
+        batch.step(zeros)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_reward_of_one_element_is_a_number():
+    batch = GymBatched(lambda: Faulty(lambda o, r, *rest: (o, np.array([7.5]), *rest)), 2)
+    assert [batch.step(torch.zeros(2, 3, dtype=torch.int64)).reward for _ in range(3)][2].tolist() == [7.5, 7.5]
+
+
+class Old(Counter):
+    def reset(self):
+        return np.zeros(2)
+
+
+class Older(Counter):
+    def reset(self, **options):
+        return np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Old, "^Old: reset takes no seed; gymnasium's is reset"),
+        (Older, "^Older: reset returned ndarray; gymnasium's is"),
+        (lambda: Faulty(lambda o, r, *rest: (o, r, True, {})), "^Faulty: step returned 4 values; gymnasium's is"),
+    ],
+)
+def test_older_interfaces(make, said):
+    with pytest.raises(ValueError, match=said):
+        batch = GymBatched(make, 2)
+        for _ in range(3):
+            batch.step(torch.zeros(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("mode", list(gymnasium.vector.AutoresetMode))
+def test_vector_environments(mode):
+    """Whatever its own way to reset, the environments of a SyncVectorEnv go on as they do here."""
+    vector = gymnasium.vector.SyncVectorEnv([Counter, Counter], autoreset_mode=mode)
+    batch = GymBatched(vector, 2, generator=generator())
+    plain = GymBatched(Counter, 2, generator=generator())
+    for _ in range(7):
+        action = torch.ones(2, 3, dtype=torch.int64)
+        for ours, theirs in zip(batch.step(action), plain.step(action), strict=True):
+            assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="the vector environment has 2 environments; n_envs is 3"):
+        GymBatched(vector, 3)
 
 
 # ----------------------------------------------------------------------------------- training and checkpoints

@@ -1,176 +1,276 @@
 """Bring your own: any gymnasium environment with categorical actions behind `BatchedERA`'s interface, and an oracle.
 
-    env = GymBatched("CartPole-v1", n_envs=64)
+    env = GymBatched("Taxi-v4", n_envs=64)                                      # info["action_mask"] is its oracle
     env = GymBatched(lambda: MyEnvironment(), n_envs=64, oracle=per_action(fits))
 
-B copies are stepped one after the other by gymnasium's `SyncVectorEnv`, which resets an environment in the step that
-ended its episode. Nothing is known of the valid actions but the oracle's answers (paper, section 1); an action that it
-refuses is never executed.
+B copies are stepped one after the other; each is reset in the step that ended its episode. Nothing is known of the
+valid actions but the oracle's answers (paper, section 1; `validity`: where it may lie); an action that it refuses is
+never executed.
 """
 
 import contextlib
 import copy
 import pickle
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, flatten, flatten_space
 from gymnasium.utils import EzPickle
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from torch import Tensor
 
-from ..rejection import ask
-from .batched import Step
+from ..rejection import NOTHING
+from .batched import Step, check_actions
+from .spaces import Categories, Observations, frozen
+from .validity import MASKS, Judge, PerAction, State, Validity, list_judge, mask_judge, recognised, source_named
 
 Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B, S, D) → (B, S) bool
-
-
-def per_action(fn: Callable[[np.ndarray, np.ndarray], bool]) -> Oracle:
-    """The batched oracle of a function that judges one action: fn(observation (…), action (D,)) → bool.
-
-    A Discrete space has D = 1, and an array of one bool will do, so that `action < 4` works there, too. In each state a
-    repeated action is judged once: `fn` must depend on its arguments alone. ValueError where it returns anything else.
-    """
-    if not callable(fn):
-        raise ValueError(f"per_action was given {type(fn).__name__}; it takes a function (observation, action) → bool")
-
-    def judged(state: np.ndarray, action: np.ndarray) -> bool:
-        answer = fn(state, action)
-        if isinstance(answer, np.ndarray) and answer.size == 1:
-            answer = answer.item()
-        if not isinstance(answer, bool | np.bool_):
-            raise ValueError(f"the oracle returned {answer!r} for action {action.tolist()}; it must return a bool")
-        return bool(answer)
-
-    def oracle(observation: Tensor, actions: Tensor) -> Tensor:
-        answers = np.empty(tuple(actions.shape[:2]), dtype=bool)
-        for b, (state, batch) in enumerate(zip(observation.cpu().numpy(), actions.cpu().numpy(), strict=True)):
-            distinct, which = np.unique(batch, axis=0, return_inverse=True)
-            answers[b] = np.array([judged(state, action) for action in distinct])[which.reshape(-1)]
-        return torch.as_tensor(answers, device=actions.device)
-
-    return oracle
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+WHEN_NONE_VALID = ("raise", "end", "noop")
+SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "illegal": True, "illegal_action": True,
+                "illegal_move": True, "valid": False, "is_valid": False, "valid_action": False,
+                "action_is_valid": False}  # fmt: skip  # keys by which an environment's info refuses what was executed
 
 
 class GymBatched:
-    """B copies of a gymnasium environment, with episodes of their own; Discrete or MultiDiscrete action space.
+    """B copies of a gymnasium environment, with episodes of their own; actions of any categorical space.
 
-    env: an id, or a callable without arguments that makes a new environment each time. Observations that are no arrays
-    (Dict, Tuple, Discrete, …) are flattened; all reach the policy as float32, unscaled.
-    oracle(observation (B, …), actions (B, S, D) int64) → bool (B, S); None: every action is valid. fallback(observation
-    (B, …)) → actions (B, D), called where no draw is valid. Both get and give what the environment's own `step` takes
-    (a Discrete's or MultiDiscrete's `start` included); everything else here counts categories from 0.
+    env: an id ("module:Env-v0" too), a callable without arguments that makes a new environment each time, or a
+    SyncVectorEnv, whose environments are stepped here. `spaces.Categories` says what actions may be,
+    `spaces.Observations` what encoders read.
+    oracle: `per_action` of a function; a batched function, given the states' `spaces.Observations.for_oracle`, stacked
+    (columns: `observation_layout`), and actions (B, S, D) in the space's own numbers → bool (B, S); the name of what
+    tells in the environment, its observation or its info; None: the first of the usual names (`validity`) that is
+    there, else every action is valid. Each copy asks its own environment.
+    known_valid: an action in the space's own form, or a function of an observation that gives one, or None: asked
+    where no draw is valid and A is too large to list. when_none_valid: what becomes of a state where no valid action is
+    found: "raise" NoValidActionError, "end" the episode, worth 0 from there on, or execute `known_valid` as a "noop",
+    unasked; counted in `none_valid`. All else here counts categories from 0.
 
-    A general environment has no "no move" to fall back on: `step` calls the oracle itself, on the observations that it
-    gave out last, counts what it refuses in `violations` and raises a ValueError instead of executing anything.
+    `step` asks the oracle itself, counts what it refuses in `violations` and raises a ValueError instead of executing
+    anything. Where the environment itself says otherwise than a given oracle (a mask of its own, info), that is counted
+    in `violations`, too, and warned of once.
 
-    Raises ValueError for an environment that can't be made, whose actions or observations don't fit, or that says by an
-    attribute `constrained` that it refuses actions, where no oracle tells which.
+    Raises ValueError for an environment that can't be made, whose spaces don't fit, or that says by an attribute
+    `constrained` that it refuses actions, where nothing tells which; RuntimeError from an error inside the environment;
+    FloatingPointError for rewards and observations that are not finite.
     """
 
     def __init__(
         self,
-        env: str | Callable[[], gymnasium.Env],
+        env: str | Callable[[], gymnasium.Env] | SyncVectorEnv,
         n_envs: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
-        oracle: Oracle | None = None,
-        fallback: Callable[[Tensor], Tensor] | None = None,
+        oracle: Oracle | PerAction | str | None = None,
+        known_valid: Any = None,
+        when_none_valid: str = "raise",
     ):
-        for name, value in (("oracle", oracle), ("fallback", fallback)):
-            if value is not None and not callable(value):
-                raise ValueError(f"the {name} is {type(value).__name__}; it must be a function, or None")
+        if oracle is not None and not (callable(oracle) or isinstance(oracle, str)):
+            raise ValueError(f"the oracle is {type(oracle).__name__}; it must be a function, a name, or None")
         if n_envs < 1:
             raise ValueError(f"n_envs is {n_envs}; it must be at least 1")
-        self.n_envs, self.device, self.oracle = n_envs, torch.device(device), oracle
-        self._given_fallback = fallback
-        self.fallback = None if fallback is None else self._fallback
-        self._vector, self._given_space = _vector(env, n_envs)
-        if oracle is None and getattr(self._vector.envs[0].unwrapped, "constrained", False):
-            raise ValueError(
-                "the environment has constraints (it says so: env.constrained) and no oracle was given; one of "
-                "flowrl's own is called itself where it is given by its name"
-            )
-        self.action_sizes, start = _sizes_and_start(self._vector.single_action_space)
-        self.observation_shape = self._vector.single_observation_space.shape
-        self._sizes = torch.tensor(self.action_sizes, device=self.device)
-        self._start = torch.tensor(start, device=self.device)
+        if when_none_valid not in WHEN_NONE_VALID:
+            raise ValueError(f"when_none_valid is {when_none_valid!r}; allowed: {', '.join(WHEN_NONE_VALID)}")
+        if when_none_valid == "noop" and known_valid is None:
+            raise ValueError("when_none_valid is 'noop', and known_valid, the action to execute then, was not given")
+        self.n_envs, self.device = n_envs, torch.device(device)
+        self._envs, self.name = _copies(env, n_envs)
+        first = self._envs[0]
+        self.categories = Categories(first.action_space)
+        self.observations = Observations(first.observation_space, frozenset(MASKS))
+        self.action_sizes, self.observation_shape = self.categories.sizes, self.observations.shape
+        self.observation_dtype, self.observation_parts = self.observations.dtype, self.observations.parts
+        self._known_valid, self._when_none_valid = known_valid, when_none_valid
+        self._sizes = np.array(self.action_sizes)
         if generator is None:
             generator = torch.Generator(self.device)
             generator.seed()
         self.generator = generator
-        self.violations = 0
+        self.violations = self.none_valid = self.steps = 0
+        self.valid = _Live(self, list(range(n_envs)))
+        needs_fallback = known_valid is not None or when_none_valid != "raise"
+        self.fallback = _Fallback(self, lambda: self._states, when_none_valid != "raise") if needs_fallback else None
         self.reset()
+        self._name_sources(oracle)
+
+    def _name_sources(self, oracle) -> None:
+        """What is asked, and what the environment says itself, to compare with where an oracle is given."""
+        first, state = self._envs[0], self._states[0]
+        constrained = getattr(first.unwrapped, "constrained", None)  # what flowrl's own say
+        own = None if constrained is False else recognised(first, state, self.categories)
+        named = source_named(oracle, first, state, self.categories) if isinstance(oracle, str) else oracle
+        self._own = Validity(self.categories, self.observations, own) if own is not None and named is not None else None
+        self.validity = Validity(self.categories, self.observations, own if named is None else named)
+        if self.validity.source is None and constrained:
+            raise ValueError(
+                "the environment has constraints (it says so: env.constrained) and no oracle was given; one of "
+                "flowrl's own is asked itself where it is given by its name"
+            )
+
+    @property
+    def observation_layout(self) -> dict[str, slice]:
+        """Columns of each part of an observation in what a batched oracle is given: name → slice."""
+        return self.observations.layout
 
     # ---------------------------------------------------------------------------------------------- the batch
 
     def reset(self) -> Tensor:
-        """New episodes everywhere, each environment seeded from the generator → observations (B, …) float32."""
-        seeds = torch.randint(2**31, (self.n_envs,), generator=self.generator, device=self.device)
-        observation, _ = self._vector.reset(seed=seeds.tolist())
-        self._observation = self._tensor(observation)
+        """New episodes everywhere, each environment seeded from the generator → observations (B, …)."""
+        seeds = torch.randint(2**31, (self.n_envs,), generator=self.generator, device=self.device).tolist()
+        self._states = [self._begun(i, seed=seed) for i, seed in enumerate(seeds)]
+        return self._observed()
+
+    def _observed(self) -> Tensor:
+        """The states' observations as encoders read them; what was known of the states before is forgotten."""
+        self._judges: list[Judge | None] = [None] * self.n_envs
+        self._answers: list[tuple[list[int], Tensor, Tensor]] = []
+        encoded = [self._encoded(i, state.observation) for i, state in enumerate(self._states)]
+        self._observation = torch.as_tensor(np.stack(encoded), device=self.device)
         return self._observation
 
     def step(self, actions: Tensor) -> Step:
-        """actions: (B, D) int64, categories from 0. ValueError, and nothing is executed, if any of them is invalid."""
+        """actions: (B, D) int64 from 0. ValueError, and nothing is executed, if any of them is invalid."""
         self._refuse_invalid(actions)
-        observation, reward, terminated, truncated, info = self._vector.step(self.to_environment(actions))
-        final = observation
-        if "final_obs" in info:
-            final = observation.copy()
-            for i in np.flatnonzero(terminated | truncated):
-                final[i] = info["final_obs"][i]
-        self._observation = self._tensor(observation)
+        self.steps += 1
+        before = self._observation.cpu().numpy()
+        outcomes = [self._moved(i, action, before[i]) for i, action in enumerate(actions.cpu().numpy())]
+        rewards, terminated, truncated, finals, self._states = map(list, zip(*outcomes, strict=True))
+        observation = self._observed()
+        rows = [now if final is None else self._tensor(final) for now, final in zip(observation, finals, strict=True)]
         return Step(
-            self._observation,
-            self._tensor(reward.astype(np.float32)),
-            self._tensor(terminated),
-            self._tensor(truncated),
-            self._observation if final is observation else self._tensor(final),
+            observation,
+            self._tensor(np.array(rewards, dtype=np.float32)),
+            self._tensor(np.array(terminated)),
+            self._tensor(np.array(truncated)),
+            torch.stack(rows) if any(final is not None for final in finals) else observation,
         )
 
-    def valid(self, observation: Tensor, actions: Tensor) -> Tensor:
-        """The oracle: observation (B, …), actions (B, S, D) int64, categories from 0 → (B, S) bool."""
-        D = len(self.action_sizes)
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), D):
+    def _moved(self, i: int, action: np.ndarray, before: np.ndarray) -> tuple[float, bool, bool, Any, State]:
+        """Copy i after an action (D,): reward, terminated, truncated, the episode's last observation, the state."""
+        if action[0] == NOTHING:
+            self.none_valid += 1
+            if self._when_none_valid == "end":
+                return 0.0, True, False, before, self._begun(i)
+            own = self._known(self._states[i])
+            observation, reward, terminated, truncated, info = self._stepped(i, own)
+        else:
+            own = self.categories.to_space(action)
+            refused = self._own is not None and not self._own.judge(self._states[i])(action[None])[0]
+            observation, reward, terminated, truncated, info = self._stepped(i, own)
+            flags = {key: value for key, value in info.items() if isinstance(value, bool | np.bool_)}
+            if refused or any(flags.get(key) == answer for key, answer in SAYS_INVALID.items()):
+                self._notice(i, own)
+        if not (terminated or truncated):
+            return reward, terminated, truncated, None, State(frozen(observation), info, self._envs[i])
+        return reward, terminated, truncated, self._encoded(i, observation), self._begun(i)
+
+    def _stepped(self, i: int, action: Any) -> tuple[Any, float, bool, bool, Mapping]:
+        """What copy i's `step` returns for an action in the space's own form. RuntimeError from an error inside it."""
+        try:
+            result = self._envs[i].step(action)
+        except Exception as error:
+            said = f"{self._where(i)} raised {type(error).__name__} on action {action!r}: {error}"
+            if self.validity.source is not None:
+                said += f"; the action is valid according to {self.validity.where}: {self._columns}"
+            raise RuntimeError(" ".join(said.split())) from error
+        return self._checked(i, result)
+
+    def _begun(self, i: int, **seed: int) -> State:
+        """Copy i at the start of an episode. ValueError."""
+        try:
+            result = self._envs[i].reset(**seed)
+        except TypeError as error:
+            if "seed" not in str(error):
+                raise
             raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, {D})"
+                f"{self.name}: reset takes no seed; gymnasium's is reset(self, *, seed=None, options=None)"
+            ) from error
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+            raise ValueError(f"{self.name}: reset returned {type(result).__name__}; gymnasium's is (observation, info)")
+        return State(frozen(result[0]), result[1], self._envs[i])
+
+    def _checked(self, i: int, result: Any) -> tuple[Any, float, bool, bool, Mapping]:
+        """What `step` returned, if it is what gymnasium asks for. ValueError, FloatingPointError."""
+        if not isinstance(result, tuple) or len(result) != 5:
+            got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+            raise ValueError(
+                f"{self.name}: step returned {got}; gymnasium's is (observation, reward, terminated, truncated, info)"
             )
-        if self.oracle is None:
-            return torch.ones(actions.shape[:2], dtype=torch.bool, device=self.device)
-        return ask(self.oracle, observation, actions + self._start).to(self.device)
+        observation, reward, terminated, truncated, info = result
+        if np.size(reward) != 1:
+            raise ValueError(f"{self._where(i)}: the reward has the shape {np.shape(reward)}; it must be one number")
+        reward = float(np.asarray(reward).reshape(()))
+        if not abs(reward) <= FLOAT32_MAX:
+            raise FloatingPointError(f"{self._where(i)}: the reward is {reward}, not finite as float32")
+        return observation, reward, bool(terminated), bool(truncated), info
+
+    def _encoded(self, i: int, observation: Any) -> np.ndarray:
+        try:
+            return self.observations.for_encoder(observation)
+        except (ValueError, FloatingPointError) as error:
+            raise type(error)(f"{self._where(i)}: {error}") from None
+
+    def _where(self, i: int) -> str:
+        return f"{self.name}, environment {i}, step {self.steps}"
+
+    # ------------------------------------------------------------------------------------------- valid actions
+
+    def _ask(self, rows: list[int], actions: Tensor) -> Tensor:
+        """The oracle's answers on actions (b, S, D) in the states of some copies: (b, S) bool."""
+        judges = None
+        if self.validity.one_by_one:
+            for i in rows:
+                self._judges[i] = self._judges[i] or self.validity.judge(self._states[i])
+            judges = [self._judges[i] for i in rows]
+        answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
+        self._answers.append((rows, actions, answers))
+        return answers
 
     def _refuse_invalid(self, actions: Tensor) -> None:
-        expected = (self.n_envs, len(self.action_sizes))
-        if actions.dtype != torch.int64 or actions.shape != expected:
+        check_actions(self, actions)
+        rows = actions.cpu().numpy()
+        nothing = (rows == NOTHING).all(1) & (self._when_none_valid != "raise")
+        exist = ((rows >= 0) & (rows < self._sizes)).all(1)
+        inside = torch.as_tensor(rows.clip(0, self._sizes - 1), device=self.device)
+        said_before = list(self._answers)
+        valid = self._ask(list(range(self.n_envs)), inside[:, None])[:, 0].cpu().numpy()
+        refused = np.flatnonzero(~(valid & exist | nothing)).tolist()
+        if not refused:
+            return
+        self.violations += len(refused)
+        i = refused[0]
+        if exist[i] and _was_valid(i, actions[i], said_before):
             raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape {expected}"
+                f"the oracle contradicts itself: action {rows[i].tolist()} was valid in environment {i}, then invalid "
+                "in the same state; its answer must depend on its arguments alone; nothing was executed"
             )
-        inside = actions.clamp_min(0).minimum(self._sizes - 1)
-        valid = self.valid(self._observation, inside[:, None])[:, 0] & (inside == actions).all(1)
-        refused = (~valid).nonzero().flatten().tolist()
-        if refused:
-            self.violations += len(refused)
-            raise ValueError(
-                f"action {actions[refused[0]].tolist()} is invalid in environment {refused[0]} "
-                f"({len(refused)} of {self.n_envs} are); nothing was executed"
+        raise ValueError(
+            f"action {rows[i].tolist()} is invalid in environment {i} ({len(refused)} of {self.n_envs} are); nothing "
+            "was executed"
+        )
+
+    @property
+    def _columns(self) -> str:
+        return f"an oracle that reads other columns than it means? env.observation_layout is {self.observation_layout}"
+
+    def _notice(self, i: int, action: Any) -> None:
+        """The environment refuses what its oracle called valid."""
+        self.violations += 1
+        if self.violations == 1:
+            by = "info" if self._own is None else self._own.where
+            warnings.warn(
+                f"{self._where(i)}: action {action!r} is valid according to {self.validity.where}, but not to {by}; "
+                f"{self._columns}",
+                stacklevel=3,
             )
 
-    def _fallback(self, observation: Tensor) -> Tensor | None:
-        """What the user's fallback gives, (B, D) int64 from 0."""
-        action = self._given_fallback(observation)
-        if action is None:
-            return None
-        expected = (len(observation), len(self.action_sizes))
-        if not isinstance(action, Tensor) or action.dtype != torch.int64 or action.shape != expected:
-            got = f"{action.dtype} {tuple(action.shape)}" if isinstance(action, Tensor) else type(action).__name__
-            raise ValueError(f"the fallback returned {got}; it must return a torch.int64 tensor {expected}, or None")
-        return action.to(self.device) - self._start
+    def _known(self, state: State) -> Any:
+        """What the user knows to be valid in a state, in the space's own form; None where that is nothing."""
+        return self._known_valid(state.observation) if callable(self._known_valid) else self._known_valid
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, device=self.device)
@@ -178,17 +278,31 @@ class GymBatched:
     # ------------------------------------------------------------------------------- one environment's own terms
 
     def to_tensor(self, observation: Any) -> Tensor:
-        """One observation as the environment gives it → (1, …) float32. ValueError for one of another shape."""
-        single = _array(self._given_space, observation)
-        if single.shape != self.observation_shape:
-            raise ValueError(f"the observation has the shape {single.shape}; allowed: {self.observation_shape}")
-        return self._tensor(single)[None]
+        """One observation as the environment gives it → (1, …). ValueError; FloatingPointError where not finite."""
+        return self._tensor(self.observations.for_encoder(observation))[None]
 
-    def to_environment(self, actions: Tensor) -> np.ndarray:
-        """Actions (…, D) from 0 → what `step` of the environments takes: (…) for Discrete, (…, D) for MultiDiscrete."""
-        space = self._vector.single_action_space
-        given = (actions + self._start).cpu().numpy().astype(space.dtype)
-        return given[..., 0] if isinstance(space, Discrete) else given
+    def to_environment(self, action: Tensor) -> Any:
+        """An action (D,) from 0 → what the environment's `step` takes."""
+        return self.categories.to_space(action.cpu().numpy())
+
+    def oracle_of(self, states: list[State], action_masks: list[Any] | None = None) -> "_Given":
+        """The oracle of states that no copy need be in; action_masks: masks, or lists of valid actions, instead."""
+        return _Given(
+            self, states, None if action_masks is None else [self._judge_given(mask) for mask in action_masks]
+        )
+
+    def fallback_of(self, states: list[State]) -> "_Fallback | None":
+        """`known_valid` of states that no copy need be in."""
+        return None if self._known_valid is None else _Fallback(self, lambda: states, False)
+
+    def _judge_given(self, mask: Any) -> Judge:
+        try:
+            return mask_judge(mask, self.categories, "action_mask")
+        except (ValueError, TypeError) as error:
+            try:
+                return list_judge(mask, self.categories, "action_mask")
+            except ValueError:
+                raise ValueError(str(error)) from None
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
@@ -202,9 +316,11 @@ class GymBatched:
         `load_state_dict`, which runs code: load only checkpoints that you trust.
         """
         return {
-            "environments": _snapshot(self._vector.envs),
+            "environments": _snapshot(self._states),
             "observation": self._observation.clone(),
             "violations": self.violations,
+            "none_valid": self.none_valid,
+            "steps": self.steps,
             "generator": self.generator.get_state(),
         }
 
@@ -214,55 +330,111 @@ class GymBatched:
             raise ValueError("the checkpoint is of another environment or batch")
         if state["environments"] is None:
             raise ValueError("this environment can't be copied, so its checkpoint doesn't hold it: no resume")
-        self._vector.envs = _restored(state["environments"])
-        self._observation = state["observation"].to(self.device)
-        self.violations = state["violations"]
+        self._states = _restored(state["environments"])
+        self._envs = [state.env for state in self._states]
+        self.violations, self.none_valid, self.steps = state["violations"], state["none_valid"], state["steps"]
+        self._observed()
         self.generator.set_state(state["generator"].cpu())
 
 
-class _Plain(gymnasium.Wrapper):
-    """Observations flat where they are no arrays, float32, each in an array of its own, for an environment may write
-    its next one into the same; no info. gymnasium's FlattenObservation can't be pickled: checkpoints need that.
+class _Live:
+    """The oracle of the states that the copies are in: observation (b, …), actions (b, S, D) from 0 → (b, S) bool.
+
+    An observation says less than a state: it is the copies' last one, or the ValueError says so; `of(rows)`: of some.
     """
 
-    def __init__(self, env: gymnasium.Env):
-        super().__init__(env)
-        self.given = env.observation_space
-        shape = self.given.shape if _is_array(self.given) else flatten_space(self.given).shape
-        self.observation_space = Box(-np.inf, np.inf, shape, np.float32)
+    def __init__(self, env: GymBatched, rows: list[int]):
+        self._env, self._rows = env, rows
 
-    def reset(self, **options: Any) -> tuple[np.ndarray, dict]:
-        return _array(self.given, self.env.reset(**options)[0]), {}
+    def __call__(self, observation: Tensor, actions: Tensor) -> Tensor:
+        D = len(self._env.action_sizes)
+        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), D):
+            raise ValueError(
+                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
+                f"allowed: torch.int64 of the shape ({len(observation)}, S, {D})"
+            )
+        if not torch.equal(observation, self._env._observation[self._rows]):
+            raise ValueError("the observations are not those that the environments gave last, whose states are asked")
+        return self._env._ask(self._rows, actions)
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
-        return _array(self.given, observation), float(reward), bool(terminated), bool(truncated), {}
-
-
-def _array(space: gymnasium.Space, observation: Any) -> np.ndarray:
-    """An observation of a space as a new float32 array, flat unless the space is a Box with at least one axis."""
-    return np.array(observation if _is_array(space) else flatten(space, observation), dtype=np.float32)
-
-
-def _is_array(space: gymnasium.Space) -> bool:
-    return isinstance(space, Box) and space.shape != ()
+    def of(self, rows: Tensor) -> "_Live":
+        return type(self)(self._env, [self._rows[i] for i in rows.tolist()])
 
 
-def _vector(env: str | Callable[[], gymnasium.Env], n_envs: int) -> tuple[SyncVectorEnv, gymnasium.Space]:
-    """B environments in one, and the space of an environment's own observations. Raises ValueError."""
-    first = _made(env)
-    given = first.observation_space
-    _sizes_and_start(first.action_space)
-    if not _is_array(given) and not isinstance(flatten_space(given), Box):
-        raise ValueError(f"observations are {given}, which has no fixed size; allowed: what gymnasium can flatten")
+class _Fallback:
+    """`known_valid` of states, (b, D) int64 from 0; None where it is None in any of them.
 
-    made = [first, *(_made(env) for _ in range(n_envs - 1))]
+    accepts_nothing: the action NOTHING may be executed, as the user has said what becomes of such a state.
+    """
+
+    def __init__(self, env: GymBatched, states: Callable[[], list[State]], accepts_nothing: bool):
+        self._env, self._states, self.accepts_nothing = env, states, accepts_nothing
+
+    def __call__(self, observation: Tensor) -> Tensor | None:
+        if self._env._known_valid is None:
+            return None
+        known = [self._env._known(state) for state in self._states()]
+        if any(action is None for action in known):
+            return None
+        rows = np.stack([self._env.categories.from_space(action) for action in known])
+        return torch.as_tensor(rows, device=observation.device)
+
+    def of(self, rows: Tensor) -> "_Fallback":
+        chosen = [self._states()[i] for i in rows.tolist()]
+        return _Fallback(self._env, lambda: chosen, self.accepts_nothing)
+
+
+class _Given:
+    """The oracle of given states."""
+
+    def __init__(self, env: GymBatched, states: list[State], judges: list[Judge] | None):
+        self._env, self._states, self._judges = env, states, judges
+
+    def __call__(self, observation: Tensor, actions: Tensor) -> Tensor:
+        if self._judges is not None:
+            answers = np.stack([judge(a) for judge, a in zip(self._judges, actions.cpu().numpy(), strict=True)])
+            return torch.as_tensor(answers, device=actions.device)
+        return self._env.validity.ask(self._states, None, actions)
+
+    def of(self, rows: Tensor) -> "_Given":
+        chosen = rows.tolist()
+        judges = None if self._judges is None else [self._judges[i] for i in chosen]
+        return _Given(self._env, [self._states[i] for i in chosen], judges)
+
+
+def _was_valid(i: int, action: Tensor, answers: list[tuple[list[int], Tensor, Tensor]]) -> bool:
+    """Whether the oracle has called an action of copy i valid in this state."""
+    return any(
+        bool((valid[rows.index(i)] & (asked[rows.index(i)] == action).all(-1)).any())
+        for rows, asked, valid in answers
+        if i in rows
+    )
+
+
+def _copies(env: str | Callable[[], gymnasium.Env] | SyncVectorEnv, n_envs: int) -> tuple[list[gymnasium.Env], str]:
+    """B environments, alike and each its own, and what to call them. Raises ValueError."""
+    if isinstance(env, VectorEnv):
+        made = _taken_from(env, n_envs)
+    else:
+        made = [_made(env)]
+        Categories(made[0].action_space)  # a space that doesn't fit is told before 64 copies are made
+        made += [_made(env) for _ in range(n_envs - 1)]
     if len({id(one.unwrapped) for one in made}) < n_envs:
         raise ValueError("the callable returned the same environment twice; it must make a new one each time")
-    if any(one.observation_space != given or one.action_space != first.action_space for one in made):
+    first = made[0]
+    if any(one.observation_space != first.observation_space or one.action_space != first.action_space for one in made):
         raise ValueError("the environments made differ in their observation or action spaces; they must be alike")
-    makers = [lambda one=one: _Plain(one) for one in made]
-    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP), given
+    return made, first.spec.id if first.spec is not None else type(first.unwrapped).__name__
+
+
+def _taken_from(env: VectorEnv, n_envs: int) -> list[gymnasium.Env]:
+    if not isinstance(env.unwrapped, SyncVectorEnv) or env is not env.unwrapped:
+        raise ValueError(
+            f"{type(env).__name__} keeps its environments to itself; give what makes one of them, or a SyncVectorEnv"
+        )
+    if env.num_envs != n_envs:
+        raise ValueError(f"the vector environment has {env.num_envs} environments; n_envs is {n_envs}")
+    return list(env.envs)
 
 
 def _made(env: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
@@ -279,27 +451,22 @@ def _made(env: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
     return made
 
 
-def _sizes_and_start(space: gymnasium.Space) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Categories of each dimension, and the environment's number for the first of each. Raises ValueError."""
-    if isinstance(space, Discrete):
-        return (int(space.n),), (int(space.start),)
-    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
-        return tuple(space.nvec.tolist()), tuple(space.start.tolist())
-    shown = " ".join(str(space).split())
-    raise ValueError(f"the action space is {shown}; allowed: Discrete, or MultiDiscrete with one axis")
+def _snapshot(states: list[State]) -> Tensor | list[State] | None:
+    """The environments and what they gave last as bytes, else as copies, else None.
 
-
-def _snapshot(envs: list[gymnasium.Env]) -> Tensor | list[gymnasium.Env] | None:
-    """The environments as bytes, else as copies, else None. They are copied together: they may share what they hold."""
-    if any(isinstance(env.unwrapped, EzPickle) for env in envs):
+    They are copied together: they may share what they hold.
+    """
+    if any(isinstance(state.env.unwrapped, EzPickle) for state in states):
         return None
+    plain = [tuple(state) for state in states]
     try:
-        return torch.frombuffer(bytearray(pickle.dumps(envs)), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(pickle.dumps(plain)), dtype=torch.uint8)
     except Exception:  # whatever an environment's own parts raise when they can't be pickled
         with contextlib.suppress(Exception):
-            return copy.deepcopy(envs)
+            return copy.deepcopy(plain)
     return None
 
 
-def _restored(snapshot: Tensor | list[gymnasium.Env]) -> list[gymnasium.Env]:
-    return pickle.loads(snapshot.cpu().numpy().tobytes()) if isinstance(snapshot, Tensor) else copy.deepcopy(snapshot)
+def _restored(snapshot: Tensor | list[tuple]) -> list[State]:
+    plain = pickle.loads(snapshot.cpu().numpy().tobytes()) if isinstance(snapshot, Tensor) else copy.deepcopy(snapshot)
+    return [State(frozen(observation), info, env) for observation, info, env in plain]

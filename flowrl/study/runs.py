@@ -3,7 +3,6 @@
 Beside a record seed<k>.{csv,json} lies seed<k>.pt: the checkpoint while it trains, the weights afterwards.
 """
 
-import ctypes
 import dataclasses
 import math
 import os
@@ -11,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from .. import envs
 from ..a2c import Trainer, seeded
+from ..device import make_device, one_thread
 from ..wolpertinger import WolpertingerTrainer
 from .config import ConfigError, TrainConfig
 from .config import Run as Planned
@@ -38,35 +38,10 @@ from .records import (
 from .stats import normalised_score, plateau_gain
 
 CHECKPOINT_SECONDS = 30
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 class Interrupted(Exception):
     """The run was stopped and its checkpoint saved."""
-
-
-def make_device(name: str) -> torch.device:
-    """`auto`: a GPU where there is one, else the CPU. Raises ConfigError for a device that isn't there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        there = ["auto", "cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-        raise ConfigError(f"device {name!r} is not there; choose one of: {', '.join(there)}") from None
-    return device
-
-
-def one_thread() -> None:
-    """Make torch use one thread, and glibc keep freed memory: returning it each time costs a sixth of the speed."""
-    torch.set_num_threads(1)
-    with suppress(OSError, AttributeError):  # not glibc
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
 def make_trainer(config: TrainConfig, env, oracle=None) -> Trainer:
@@ -200,11 +175,6 @@ class Run:
             "fallbacks": summary["fallbacks"], "eval_enumerations": counts["enumerations"] + counts["fallbacks"],
             "valid_total": summary["valid"], "draws_total": summary["draws"],
         }  # fmt: skip
-        if not all(math.isfinite(summary[name]) for name in ("grad_norm_actor", "grad_norm_critic", "value_loss")):
-            raise RecordError(
-                f"{self.path}: the gradient is not finite before step {trainer.env_steps}: training has diverged, and "
-                "will again with these settings; lower actor_lr, critic_lr or clip"
-            )
         row["exact_return"] = self._exact_return_of_a_tenth()
         names = ("elbo", "entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "ties")
         self.rows.append(row | {name: summary[name] for name in names})
@@ -248,8 +218,8 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
     """Train a configuration into <out>/<environment>/<label>/seed<k>.{csv,json}; the facts of its record.
 
     Goes on from an unfinished checkpoint of the same configuration; returns a finished record of it as it is, unless
-    `force`. Raises RecordError where a record of another configuration stands, unless `force`, where training diverges,
-    and, as BusyError, where another process is at it; ConfigError; Interrupted.
+    `force`. Raises RecordError where a record of another configuration stands, unless `force`, and, as BusyError, where
+    another process is at it; FloatingPointError where training diverges; ConfigError; Interrupted.
     """
     if label is not None and (label in ("", "..") or Path(label).name != label):
         raise ConfigError(f"--name is {label!r}; it names a folder: not empty, no path")
