@@ -87,7 +87,7 @@ def test_a_run_that_fails_is_named_with_its_log(experiments, tmp_path):
 
 
 def test_a_stopped_queue_leaves_a_checkpoint_and_no_process(experiments, tmp_path):
-    experiments.write_text(YAML.replace("steps: 640", "steps: 100000000"))
+    experiments.write_text(YAML.replace("steps: 640", "steps: 1000000"))
     code = (
         "import sys; from pathlib import Path; from flowrl.study import queue; root = Path(sys.argv[1]); "
         "wanted = queue.missing(root / 'experiments.yaml', root, 'smoke', ['first'])[:1]; "
