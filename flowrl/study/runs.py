@@ -229,8 +229,8 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
         if not config.made(facts):
             raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
         return facts
+    run = Run(config, out, label, device)
     with alone(path):
-        run = Run(config, out, label, device)
         if run.resume() and progress:
             print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
         return run.train(progress)
