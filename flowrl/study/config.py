@@ -202,7 +202,8 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
         entropy=0.3, flow_lr_ratio=0.1,
     )),
     "iar-a2c-gumbel": ("Gumbel flow, pathwise score, rejection, leave-one-out, valid-mass bonus", dict(
-        policy="gumbel", n_draws=16, n_correction=16, n_posterior=1, entropy=0.3, latent_kl=0.0,
+        policy="gumbel", n_draws=8, n_correction=8, n_posterior=1, entropy=0.3, latent_kl=0.0,
+        hidden=128, n_envs=128, actor_lr=2e-3, critic_lr=7e-3,
     )),
     "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
         coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
