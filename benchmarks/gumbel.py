@@ -1,4 +1,4 @@
-"""How far the Gumbel flow's estimates spread, and what its entropies are worth: python -m benchmarks.gumbel (some minutes).
+"""How far the Gumbel flow's estimates spread, and what its entropies are worth: python -m benchmarks.gumbel (minutes).
 
 Untrained flows with random parameters, one state, float64. First table: trace of the covariance of ∇_μ log π(a|s) over
 the draws, against the floor, that of the exact score. Second: gradients of the entropy of π' in μ. Third: the
