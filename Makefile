@@ -33,9 +33,9 @@ clean:
 
 lock:
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/pip install --quiet .
+	build/lock/bin/pip install --quiet '.[all]'
 	echo "# Every package at the version that make installs; made by make lock." > build/lock/requirements.lock
-	build/lock/bin/pip freeze --all --exclude pip --exclude flowrl | sed 's/+cpu$$//' >> build/lock/requirements.lock
+	build/lock/bin/pip freeze --all --exclude pip --exclude flowrl-iar | sed 's/+cpu$$//' >> build/lock/requirements.lock
 	mv build/lock/requirements.lock requirements.lock
 
 venv: $(STAMP)

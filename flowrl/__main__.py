@@ -5,6 +5,8 @@ Units everywhere; bad input is answered by one line and exit status 2.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -242,13 +244,21 @@ def _claims(args) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that can't show ± must not cost a run
     args = command_line().parse_args(arguments)
     command = {
         "train": _train, "queue": _queue, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate,
         "import-city": _import_city, "list": _list, "claims": _claims,
     }  # fmt: skip
     try:
-        return command[args.command](args) or 0
+        status = command[args.command](args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # its reader, `head` say, has seen enough; what is left must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except runs.Interrupted as stopped:
         print(f"flowrl: {stopped}", file=sys.stderr)
         return 130

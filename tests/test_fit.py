@@ -2,6 +2,12 @@
 
 import io
 import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -319,3 +325,335 @@ def test_torch_keeps_its_threads():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+# -------------------------------------------------------------------------------------- a life after training
+
+
+def test_saved_and_loaded_it_acts_and_resumes(tmp_path):
+    """In new episodes by default; with resume bit for bit as if it had never stopped; the schedule knows the whole."""
+    file, options = tmp_path / "mine.pt", FAST | {"n_steps": 2}
+    whole = flowrl.fit(Assignment, different, steps=200, **options)
+    half = flowrl.fit(Assignment, different, steps=120, total_steps=200, **options)
+    half.save(file)
+    expected = [half.act(day).tolist() for day in (0, 1, 2)]
+    loaded = flowrl.load(file, Assignment, different)
+    assert [loaded.act(day).tolist() for day in (0, 1, 2)] == expected
+    assert loaded.env_steps == 120 and loaded.config == half.config
+    assert loaded.train(80, progress=False).env_steps == 200
+    resumed = flowrl.load(file, Assignment, different, resume=True).train(80, progress=False)
+    for one in (half.train(80, progress=False), resumed):
+        assert torch.equal(one.parameters["actor"], whole.parameters["actor"])
+        assert torch.equal(one.parameters["critic"], whole.parameters["critic"])
+        assert one.curve.equals(whole.curve)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pt"]
+
+
+def test_a_named_city_is_loaded_by_its_name(tmp_path):
+    fitted = flowrl.fit("ERA-v1", steps=40, **FAST)
+    fitted.save(tmp_path / "city.pt")
+    again = flowrl.load(tmp_path / "city.pt", resume=True)
+    for one in (fitted, again):
+        one.train(40, progress=False)
+    assert torch.equal(fitted.parameters["actor"], again.parameters["actor"])
+
+
+class Longer(Assignment):
+    action_space = spaces.MultiDiscrete([3, 5, 3])
+
+
+def test_files_that_do_not_fit_say_how(tmp_path):
+    flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_text("text")
+    torch.save({"weights": 1}, tmp_path / "c.pt")
+    flowrl.fit(lambda: gymnasium.make("CartPole-v1"), steps=8, **FAST).save(tmp_path / "d.pt")
+    for name, env, resume, said in (
+        (
+            "a.pt",
+            Longer,
+            False,
+            r"action space MultiDiscrete\(\[3 5 2\]\); this environment has .*\[3 5 3\]\)",
+        ),
+        ("b.pt", Assignment, False, "not a file that flowrl saved"),
+        ("c.pt", Assignment, False, "not a file that this version of flowrl saved"),
+        ("x.pt", Assignment, False, "no such file"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            flowrl.load(tmp_path / name, env, different, resume=resume)
+
+
+class Rebuilt(Assignment, gymnasium.utils.EzPickle):
+    """A pickle of it is its constructor's arguments, not where it stands."""
+
+
+def test_what_cannot_be_pickled_is_saved_without_its_episodes(tmp_path):
+    flowrl.fit(Rebuilt, different, steps=8, **FAST).save(tmp_path / "a.pt")
+    assert flowrl.load(tmp_path / "a.pt", Rebuilt, different).act(1) is not None
+    with pytest.raises(ValueError, match="can't be pickled, so it is not in the file"):
+        flowrl.load(tmp_path / "a.pt", Rebuilt, different, resume=True)
+
+
+class Breaking(Assignment):
+    """Breaks in its fifth episode."""
+
+    episodes = 0
+
+    def reset(self, **options):
+        self.episodes += 1
+        return super().reset(**options)
+
+    def step(self, action):
+        if self.episodes == 5:
+            self.episodes = 0
+            raise KeyError("lost")
+        return super().step(action)
+
+
+def test_an_error_leaves_what_was_learnt():
+    """It can act, be saved and go on, in new episodes."""
+    with pytest.raises(RuntimeError, match="^Breaking, environment 0, step 13 raised KeyError on action") as error:
+        flowrl.fit(Breaking, different, steps=400, **FAST)
+    trainer = error.value.trainer
+    assert trainer.env_steps == 48 and len(trainer.curve) == 3
+    assert trainer.train(32, progress=False).env_steps == 80
+    assert (trainer.curve["return"] > 0).all()
+
+
+def test_an_interrupt_stops_after_the_update_and_leaves_what_was_learnt():
+    def press(trainer):
+        if trainer.env_steps == 40:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.warns(UserWarning, match="^interrupted at 40 of 200 steps; `train` goes on from here"):
+        trainer = flowrl.fit(Assignment, different, steps=200, callback=press, **FAST | {"n_envs": 4})
+    trainer.callbacks.clear()
+    whole = flowrl.fit(Assignment, different, steps=200, **FAST)
+    assert torch.equal(trainer.train(160, progress=False).parameters["actor"], whole.parameters["actor"])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_callback_sees_every_update_and_can_stop():
+    seen = []
+    trainer = flowrl.fit(
+        Assignment, different, steps=200, callback=lambda t: seen.append(t.env_steps) or t.env_steps < 20, **FAST
+    )
+    assert seen == [4, 8, 12, 16, 20] and trainer.env_steps == 20
+
+
+def test_evaluation_and_the_best_weights():
+    """Returns agree with stepping by hand; the best of the evaluations is kept and can be taken."""
+    trainer = flowrl.fit(
+        Assignment,
+        different,
+        steps=4000,
+        eval_env=Assignment,
+        eval_every=400,
+        eval_episodes=8,
+        **QUICK | {"n_envs": 16},
+    )
+    returns, counts = trainer.evaluate(n_episodes=400)
+    assert counts["states"] == 4 * 400
+    error = float(returns.std()) / 20 + 4 * np.std([PAY.sum(2)]) / 20
+    assert abs(float(returns.mean()) - learnt(trainer)) < 4 * error
+    assert torch.equal(returns, trainer.evaluate(n_episodes=400)[0])  # the same episodes
+    assert trainer.best["env_steps"] % 400 == 0 and trainer.best["return"] >= float(returns.mean()) - 4 * error
+    policy = {name: value.clone() for name, value in trainer.best["policy"].items()}
+    trainer.callbacks.clear()
+    trainer.train(400, progress=False).use_best()
+    assert all(torch.equal(value, policy[name]) for name, value in trainer.policy.state_dict().items())
+    with pytest.raises(ValueError, match="nothing was evaluated"):
+        flowrl.fit(Assignment, different, steps=8, **FAST).use_best()
+
+
+@pytest.mark.parametrize("method", ["iar-a2c", "mask", "ar-iar", "factored-iar"])
+def test_greedy_actions_are_valid_and_no_worse(method):
+    """They repeat themselves more than draws do, and earn at least as much once something was learnt."""
+    trainer = flowrl.fit(Assignment, different, method, 6_000, **QUICK)
+    draws = {greedy: [[tuple(trainer.act(day, greedy=greedy)) for _ in range(40)] for day in range(3)]
+             for greedy in (False, True)}  # fmt: skip
+    assert all(len(set(action)) == 3 for days in draws.values() for day in days for action in day)
+    pays = {greedy: np.mean([PAY[day, range(3), a].sum() for day in range(3) for a in days[day]])
+            for greedy, days in draws.items()}  # fmt: skip
+    distinct = {greedy: sum(len(set(day)) for day in days) for greedy, days in draws.items()}
+    assert distinct[True] <= distinct[False] and pays[True] > pays[False] - 0.02
+
+
+class Endless(Known):
+    def step(self, action):
+        return *super().step(action)[:2], False, False, {}
+
+
+def test_episodes_without_an_end_have_a_curve_and_an_evaluation():
+    trainer = flowrl.fit(Endless, different, steps=400, **FAST)
+    assert len(trainer.curve) == 10 and (trainer.curve["reward"] == 1).all() and trainer.curve["return"].isna().all()
+    assert trainer.evaluate(n_episodes=2, most_steps=30)[0].tolist() == [30, 30]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_learns_at_any_reward_scale(scale):
+    """Three quarters of the way to the optimum; without the scaling, which is the default, 0.04 of it at 1e-3."""
+
+    class Scaled(Assignment):
+        def step(self, action):
+            observation, reward, *rest = super().step(action)
+            return observation, scale * reward, *rest
+
+    settings = {name: value for name, value in QUICK.items() if name != "normalise_reward"}
+    trainer = flowrl.fit(Scaled, different, steps=10_000, **settings)
+    random, best = pay(np.mean), pay(max)
+    assert (learnt(trainer) - random) / (best - random) > 0.75
+
+
+def test_tensorboard_is_said_or_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"^log='tensorboard' needs it: pip install 'flowrl-iar\[tensorboard\]'$"):
+        flowrl.fit(Assignment, different, steps=8, log="tensorboard", **FAST)
+
+    class Writer:
+        written = []
+
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, name, value, step):
+            self.written.append((name, value, step))
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    trainer = flowrl.fit(Assignment, different, steps=64, log="tensorboard", **FAST)
+    rows = [(name, row[name], row["env_steps"]) for row in trainer.rows for name in ("return", "reward", "valid_rate")]
+    assert Writer.written == rows and len(rows) >= 12
+
+
+STUDY = (
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "yaml",
+    "snakemake",
+    "papermill",
+    "IPython",
+    "pettingzoo",
+    "pygame",
+)
+
+
+def test_it_needs_no_more_than_its_own_packages(tmp_path):
+    """With those of the extras out of reach: import, train, act, evaluate, save, load."""
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({STUDY!r}))
+import flowrl
+trainer = flowrl.fit("CartPole-v1", steps=64, n_envs=4, progress=False)
+trainer.save("a.pt")
+assert flowrl.load("a.pt").act([0.0] * 4) in (0, 1)
+assert len(trainer.evaluate(n_episodes=2)[0]) == 2 and trainer.rows
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(Path(flowrl.__file__).parents[1])})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------ acting elsewhere
+
+
+class Budget(gymnasium.Env):
+    """Items to take, three of six at most and never the first with the second; info says which, or the method does."""
+
+    observation_space, action_space = spaces.Dict(day=spaces.Discrete(3)), spaces.MultiBinary(6)
+    ALL = np.array(list(itertools.product((0, 1), repeat=6)), dtype=np.int8)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.next()
+
+    def next(self):
+        self.day = int(self.np_random.integers(3))
+        return {"day": self.day}, {"action_mask": [self.fits(a) for a in self.ALL]}
+
+    def fits(self, action):
+        return bool(np.sum(action) <= 3 - (self.day == 2) and action[0] + action[1] < 2)
+
+    def step(self, action):
+        assert self.action_space.contains(action) and self.fits(action)
+        observation, info = self.next()
+        return observation, float(np.sum(action)), False, bool(self.np_random.random() < 0.1), info
+
+
+def test_act_by_info_by_mask_and_by_the_environment():
+    trainer = flowrl.fit(Budget, steps=64, **FAST)
+    assert trainer.env.validity.where == "info['action_mask']"
+    env = Budget()
+    observation, info = env.reset(seed=0)
+    for _ in range(20):
+        action = trainer.act(observation, info=info)
+        observation, *_, info = env.step(action)
+    only = np.zeros(64, dtype=bool)
+    only[5] = True
+    assert trainer.act(observation, action_mask=only).tolist() == Budget.ALL[5].tolist()
+    assert trainer.act(observation, action_mask=[Budget.ALL[7]]).tolist() == Budget.ALL[7].tolist()
+    with pytest.raises(ValueError, match=r"come from info\['action_mask'\], which is not there: act"):
+        trainer.act(observation)
+    many = trainer.act_many([{"day": 0}, {"day": 1}], action_masks=[only, only[::-1]])
+    assert [action.tolist() for action in many] == [Budget.ALL[5].tolist(), Budget.ALL[58].tolist()]
+
+    live = flowrl.fit(Budget, oracle="fits", steps=64, **FAST)
+    for _ in range(20):
+        observation, *_ = env.step(live.act(observation, env=env))
+    with pytest.raises(ValueError, match="come from env.fits, so say whose: act"):
+        live.act(observation)
+
+
+def test_act_takes_what_step_takes():
+    """A Discrete's action is a number: Taxi takes no array."""
+    name = next(name for name in gymnasium.registry if name.startswith("Taxi"))
+    trainer, env = flowrl.fit(name, steps=64, **FAST), gymnasium.make(name)
+    observation, info = env.reset(seed=0)
+    for _ in range(20):
+        action = trainer.act(observation, info=info)
+        assert isinstance(action, np.int64) and info["action_mask"][action]
+        observation, *_, info = env.step(action)
+
+
+@pytest.mark.parametrize("env", ["ERA-v1", Assignment, "CartPole-v1"])
+def test_act_refuses_what_is_not_finite(env):
+    class Floats(Assignment):
+        observation_space = spaces.Box(-1, 1, (2,))
+
+        def next_day(self):
+            super().next_day()
+            return np.zeros(2, dtype=np.float32)
+
+    ours = env is Assignment
+    trainer = flowrl.fit(Floats if ours else env, different if ours else None, steps=8, **FAST)
+    with pytest.raises(FloatingPointError, match="observation is not finite"):
+        trainer.act(np.full(trainer.env.observation_shape, np.nan))
+
+
+def test_few_valid_actions_and_one_that_is_known():
+    """Nothing can be listed, hardly anything is drawn: what is known to be valid is executed, in training and act."""
+
+    class Wide(Budget):
+        action_space, info = spaces.MultiBinary(30), {}
+
+        def next(self):
+            return {"day": 0}, {}
+
+        def fits(self, action):
+            return bool(np.sum(action) <= 2)
+
+    few = FAST | {"max_draws": 8, "enumerate_limit": 0, "valid_bonus": 0.0}
+    with pytest.raises(flowrl.rejection.NoValidActionError, match="^no valid action was found: raise .*known_valid"):
+        flowrl.fit(Wide, oracle="fits", steps=8, **few)
+    nothing = np.zeros(30, dtype=np.int8)
+    with pytest.warns(UserWarning, match="no draw was valid in 100%"):
+        trainer = flowrl.fit(Wide, oracle="fits", steps=80, known_valid=lambda observation: nothing, **few)
+    assert trainer.counts["fallbacks"] == 80 and trainer.env.violations == 0
+    wide = Wide()
+    observation, _ = wide.reset()
+    assert (trainer.act(observation, env=wide) == 0).all()

@@ -1,6 +1,11 @@
 """The command line: what it prints, and one line with exit status 2 for every bad input, nothing written."""
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -237,3 +242,25 @@ def test_a_city_of_one_resource(capsys, tmp_path):
     path = tmp_path / "one.json"
     assert run(capsys, "generate", "--districts", 5, "--resources", 1, "--out", path)[0] == 0
     assert City.load(path).proximity == []
+
+
+def shell(command, tmp_path, **environment):
+    """Exit status, standard output, standard error of a shell's command, `flowrl` standing for this program."""
+    program = f"{shlex.quote(sys.executable)} -m flowrl"
+    done = subprocess.run(
+        ["bash", "-c", "set -o pipefail; " + command.replace("flowrl", program)],
+        capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    status, out, err = shell("flowrl list --settings | head -n 1", tmp_path)
+    assert (out.count(b"\n"), err) == (1, b"") and status in (0, 128 + signal.SIGPIPE)
+
+
+def test_a_terminal_without_unicode_costs_no_record(tmp_path):
+    command = f"flowrl train --env ERA-v1 --method mask --steps 64 --out . {' '.join(QUICK)}"
+    status, out, err = shell(command, tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (status, err) == (0, b"") and b" ? " in out
+    assert (tmp_path / "ERA-v1" / "mask" / "seed0.json").exists()

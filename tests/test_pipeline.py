@@ -26,7 +26,9 @@ from flowrl.study.plots import method
 from flowrl.study.records import EXPERIMENTS, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-DEPENDENCIES = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DEPENDENCIES = [*PROJECT["dependencies"], *(line for name in ("study", "pistonball", "dev") for line in EXTRAS[name])]
 
 
 def call(*words, cwd=ROOT, **options):
@@ -231,8 +233,7 @@ def test_conda_environment_has_pyprojects_dependencies():
     *conda, pip = environment["dependencies"]
     assert pip["pip"] == [*DEPENDENCIES, "-e ."]
     [python] = [word.split("=")[1] for word in conda if word.startswith("python=")]
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert f"{python}.0" in SpecifierSet(requires)
+    assert f"{python}.0" in SpecifierSet(PROJECT["requires-python"])
 
 
 def test_readme_says_why_each_dependency_is_there():

@@ -1,10 +1,14 @@
 """Records read back: completeness, staleness, the table of final scores, the caption."""
 
+import subprocess
+
 import pytest
+import torch
 import yaml
 from conftest import fake_record
 
 from flowrl.envs.city import generate
+from flowrl.study import records
 from flowrl.study.config import ConfigError, runs, scale_drawn
 from flowrl.study.records import (
     EXPERIMENTS,
@@ -138,3 +142,22 @@ def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
     assert "WARNING" in text
     assert "mask on ERA-v1" in text
     assert "MASK on ERA-v1" in caption(found, names={"mask": "MASK"})
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_commit_is_of_this_project_or_there_is_none(tmp_path, monkeypatch, inside):
+    """Neither without a repository nor in somebody else's is anything called clean."""
+    if inside:
+        for words in (
+            ["init", "-q"],
+            ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-m", "x"],
+        ):
+            subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    root = tmp_path / "flowrl"
+    root.mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(records, "ROOT", root)
+    made_with = records.provenance(torch.device("cpu"))
+    assert (made_with["commit"], made_with["dirty"]) == (None, None)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert bool(records.provenance(torch.device("cpu"))["commit"]) == inside

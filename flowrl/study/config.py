@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
-
 from .. import envs
 from ..policies import NEEDS_POSTERIOR
 
@@ -155,6 +153,12 @@ class TrainConfig:
         """
         digest = facts["env_digest"] if self.city_is_missing() else self.env_digest()
         return _hash(_DEFAULTS | facts["config"], facts["env_digest"]) == _hash(dataclasses.asdict(self), digest)
+
+    def unlike(self, facts: dict) -> str:
+        """Where a record is of another configuration: each setting, its own value and this one's."""
+        theirs, ours = _DEFAULTS | facts["config"], dataclasses.asdict(self)
+        named = [f"{name} {theirs.get(name)!r}, here {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
+        return "; ".join(named) or "the environment's definition has changed"
 
 
 def _hash(fields: dict, env_digest: str) -> str:
@@ -312,6 +316,8 @@ class Run:
 
 @functools.cache
 def _read(path: Path) -> dict:
+    import yaml  # here: training needs no experiments.yaml
+
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -125,8 +125,7 @@ def _rounded(value):
 def provenance(device: torch.device) -> dict:
     """Commit, versions and machine that a record is made with."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--", "flowrl", "experiments.yaml")),
+        **_commit_and_changes(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "machine": {
             "cpu": _cpu_model(),
@@ -135,6 +134,15 @@ def provenance(device: torch.device) -> dict:
         },
         "device": device.type,
     }
+
+
+def _commit_and_changes() -> dict:
+    """The commit, and whether the code differs from it; both None where this project is no repository of its own."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT.resolve():
+        return {"commit": None, "dirty": None}
+    changes = _git("status", "--porcelain", "--", "flowrl", "experiments.yaml")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def _git(*words: str) -> str | None:
@@ -248,7 +256,7 @@ def final_scores(records: list[Record]) -> pd.DataFrame:
 
 def _commit(facts: dict) -> str:
     """Seven digits, with + where the code differed from the commit."""
-    return (facts["commit"] or "none")[:7] + "+" * facts["dirty"]
+    return (facts["commit"] or "none")[:7] + "+" * bool(facts["dirty"])
 
 
 def curves_drawn(records: list[Record]) -> str:

@@ -227,7 +227,10 @@ def train(config: TrainConfig, out: Path, label: str | None = None, device: str 
     if with_suffix(path, ".json").exists() and not force:
         facts = read_facts(path)
         if not config.made(facts):
-            raise RecordError(f"{path}.json is a finished record of another configuration; --force overwrites it")
+            raise RecordError(
+                f"{path}.json is a finished record of another configuration ({config.unlike(facts)}); --force "
+                "overwrites it"
+            )
         return facts
     run = Run(config, out, label, device)
     with alone(path):
