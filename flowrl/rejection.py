@@ -181,6 +181,23 @@ def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
+def valid_or_executed(decision: Decision) -> Tensor:
+    """The drawn actions (B, S, D), the executed one for every invalid one: its weight is 0, it needs no score."""
+    return torch.where(decision.valid.unsqueeze(-1), decision.sample.action, decision.action.unsqueeze(1))
+
+
+def distinct(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The P different actions of each state, as first drawn: flat (B, S) → their states (P,), draws (P,); which (B, S).
+
+    flat[b, j] is number which[b, j] of the P. On a GPU the host waits for P.
+    """
+    first = (flat.unsqueeze(2) == flat.unsqueeze(1)).byte().argmax(-1)
+    is_first = first == torch.arange(flat.shape[1], device=flat.device)
+    state, draw = is_first.nonzero(as_tuple=True)
+    number = is_first.flatten().cumsum(0).view_as(first) - 1
+    return state, draw, number.gather(1, first)
+
+
 def same_action(flat: Tensor, valid: Tensor) -> Tensor:
     """c_jk = 1[a_j = a_k, both valid]: flat actions (B, S) → (B, S, S) bool."""
     return (flat.unsqueeze(2) == flat.unsqueeze(1)) & valid.unsqueeze(2) & valid.unsqueeze(1)
