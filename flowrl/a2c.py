@@ -186,7 +186,10 @@ class Trainer:
         n_valid = decision.n_valid
         decision = rejection.at_most(decision, config.n_correction)
         features = self.policy.features(observation, decision.mask)
-        surrogate = self.policy.score_surrogate(features, decision.sample, self.generator)
+        if self.posterior is not None and config.estimator != "cis":  # cis needs the latents that gave the actions
+            surrogate = self._shared_surrogate(features, decision)
+        else:
+            surrogate = self.policy.score_surrogate(features, decision.sample, self.generator)
         weights, entropy, regulariser = self._weights(decision, n_valid, advantage, features, surrogate)
         actor_loss = -(weights * surrogate).sum(-1).mean() + regulariser
 
@@ -203,6 +206,18 @@ class Trainer:
         self._descend([*actor, *critic])
         self.updates += 1
         self.sums[:4] += torch.stack((entropy, *norms, value_loss.detach()))
+
+    def _shared_surrogate(self, features, decision: rejection.Decision) -> Tensor:
+        """The estimate of log π, (B, S), one and the same for all valid draws of a state that share an action.
+
+        They share its N posterior samples, too: N of each draw's own have the same expectation and cost up to S times
+        as much, since a policy soon narrows to few actions a state.
+        """
+        action = rejection.valid_or_executed(decision)
+        state, draw, which = rejection.distinct(packed(action, self.policy.sizes))
+        sample = Sample(action[state, draw].unsqueeze(1))
+        surrogate = self.policy.score_surrogate(features.of(state), sample, self.generator)
+        return surrogate.flatten().index_select(0, which.flatten()).view(which.shape)
 
     def _weights(self, decision, n_valid, advantage, features, surrogate) -> tuple[Tensor, Tensor, Tensor | float]:
         """Weight of every draw's score (B, S), the entropy estimate, and what is added to the loss."""

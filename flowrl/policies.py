@@ -105,6 +105,12 @@ class FlowFeatures(NamedTuple):
     log_scale: Tensor | None  # (B, 1, D K), log σ_φ(s); None: σ = 1
     shifts: tuple[Tensor, ...]  # what the state adds in each coupling
 
+    def of(self, state: Tensor) -> "FlowFeatures":
+        """The features of states (P,) int64, in that order, repeats allowed."""
+        hidden, mean, *shifts = (x.index_select(0, state) for x in (self.hidden, self.mean, *self.shifts))
+        log_scale = None if self.log_scale is None else self.log_scale.index_select(0, state)
+        return FlowFeatures(hidden, mean, log_scale, tuple(shifts))
+
 
 class Posterior(nn.Module):
     """q_ψ(v|a, s), supported on {v : argmax v = a}: a Gaussian, maybe through couplings, then the soft threshold."""

@@ -205,12 +205,31 @@ def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
+def valid_or_executed(decision: Decision) -> Tensor:
+    """The drawn actions (B, S, D), the executed one for every invalid one: its weight is 0, it needs no score."""
+    return torch.where(decision.valid.unsqueeze(-1), decision.sample.action, decision.action.unsqueeze(1))
+
+
+def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The P different actions of each state, as first drawn: their states (P,), draws (P,), and which of them each is.
+
+    numbers: actions as `packed` has them, (B, S, P); draw j of state b is number which[b, j] of the P. On a GPU the host
+    waits for P.
+    """
+    first = _equal(numbers).byte().argmax(-1)
+    is_first = first == torch.arange(first.shape[1], device=first.device)
+    state, draw = is_first.nonzero(as_tuple=True)
+    number = is_first.flatten().cumsum(0).view_as(first) - 1
+    return state, draw, number.gather(1, first)
+
+
 def same_action(numbers: Tensor, valid: Tensor) -> Tensor:
     """c_jk = 1[a_j = a_k, both valid]: actions as `packed` has them, (B, S, P) → (B, S, S) bool."""
-    same = valid.unsqueeze(2) & valid.unsqueeze(1)
-    for number in numbers.unbind(-1):
-        same = same & (number.unsqueeze(2) == number.unsqueeze(1))
-    return same
+    return _equal(numbers) & valid.unsqueeze(2) & valid.unsqueeze(1)
+
+
+def _equal(numbers: Tensor) -> Tensor:
+    return (numbers.unsqueeze(2) == numbers.unsqueeze(1)).all(-1)
 
 
 def executed_weights(decision: Decision) -> Tensor:

@@ -4,10 +4,12 @@ and learning, all on a contextual bandit whose best-paid action the oracle refus
 
 import io
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from ground_truth import randomise
 from torch import Tensor
 
 from flowrl import rejection
@@ -194,6 +196,135 @@ def test_masked_update_is_plain_a2c():
     found = [p.grad for module in (one.policy, one.critic) for p in module.parameters()]
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+# ------------------------------------------------------------- the printed method, written out latent by latent
+
+
+def slow_affine(layer, x, shift, sign):
+    """One affine coupling, or its inverse (sign −1), of one vector; and log|det|."""
+    half = layer.sizes[0]
+    kept, changed = (x[half:], x[:half]) if layer.swap else (x[:half], x[half:])
+    raw = layer.write.weight @ (layer.read.weight @ kept + shift).relu() + layer.write.bias
+    scale, translation = 2 * (raw[: len(changed)] / 2).tanh(), raw[len(changed) :]
+    changed = changed * scale.exp() + translation if sign > 0 else (changed - translation) * (-scale).exp()
+    return torch.cat((changed, kept) if layer.swap else (kept, changed)), sign * scale.sum()
+
+
+def slow_flow(flow, x, hidden, sign=1):
+    layers, shifts, ladj = list(flow.layers), flow.context(hidden).chunk(len(flow.layers)), 0.0
+    for layer, shift in list(zip(layers, shifts, strict=True))[::sign]:
+        x, change = slow_affine(layer, x, shift, sign)
+        ladj = ladj + change
+    return x, ladj
+
+
+def slow_base(policy, hidden):
+    return torch.distributions.Normal(policy.mean(hidden), policy.log_scale(hidden).clamp(-5, 2).exp())
+
+
+def slow_log_weight(policy, observation, action, noise):
+    """log p(v|s) − log q(v|a, s) of one latent v, which `noise` becomes."""
+    hidden, posterior = policy.encoder(observation[None])[0], policy.posterior
+    one_hot = torch.cat([torch.eye(3, dtype=torch.float64)[a] for a in action])
+    context = (posterior.state(hidden) + posterior.action.weight @ one_hot).relu()
+    mean, log_scale = posterior.base(context).chunk(2)
+    scale = log_scale.clamp(-5, 2).exp()
+    u, ladj = slow_flow(posterior.flow, mean + scale * noise, context)
+    log_q = torch.distributions.Normal(mean, scale).log_prob(mean + scale * noise).sum() - ladj
+    v = []
+    for d, chosen in enumerate(action):
+        row = u[3 * d : 3 * d + 3]
+        for k in range(3):
+            gap = row[chosen] - row[k]
+            v.append(row[k] if k == chosen else row[chosen] - torch.nn.functional.softplus(gap))
+            log_q = log_q - (0.0 if k == chosen else torch.nn.functional.logsigmoid(gap))
+    z, ladj = slow_flow(policy.flow, torch.stack(v), hidden, -1)
+    return slow_base(policy, hidden).log_prob(z).sum() + ladj - log_q
+
+
+def slow_sandwich(policy, w):
+    low, high = w.mean(), 0.5 * ((2 * w).logsumexp(0) - math.log(len(w)))
+    alpha = policy.alpha.net(torch.stack((low, high)).detach() / 10).sigmoid()[0]
+    return alpha * low + (1 - alpha) * high
+
+
+def printed(seed: int = 5) -> tuple[Trainer, torch.nn.Module, torch.nn.Module]:
+    """A trainer of the printed method that remembers a rollout; copies in float64 of its policy and its critic."""
+    one = trainer("iar-a2c-paper", n_draws=6, n_envs=8, elbo_batch=10)
+    for k, module in enumerate((one.policy, one.critic)):
+        randomise(module, seed + k, 0.3)
+    one._remember(one.rollout())
+    return one, deepcopy(one.policy).double(), deepcopy(one.critic).double()
+
+
+def assert_stepped(one: Trainer, modules, loss: Tensor, before: list[Tensor]) -> None:
+    """Gradients, clipped together, and the parameters after RMSprop's first step are those of `loss`, to 1e-5."""
+    expected = torch.autograd.grad(loss, [p for module in modules for p in module.parameters()])
+    norm = torch.stack([g.norm() for g in expected]).norm()
+    assert norm > 0.5
+    found = [(p, rate) for module, rate in ((one.policy, one.config.actor_lr), (one.critic, one.config.critic_lr))
+             for p in module.parameters()][: len(before)]  # fmt: skip
+    largest = max(float(g.abs().max()) for g in expected) * 0.5 / norm
+    for (ours, rate), start, gradient in zip(found, before, expected, strict=True):
+        gradient = gradient * 0.5 / norm
+        assert (ours.grad - gradient).abs().max() < 1e-5 * largest
+        step = rate * gradient / (0.1 * gradient.abs() + 1e-5)
+        assert (ours.detach() - (start - step)).abs().max() < 1e-5 * max(1.0, float(start.abs().max()))
+
+
+def test_printed_update_against_loops():
+    """∇ mean A (log π̂(a) − (S/l²) Σ_{j≤l} log π̂(a_j)), log π̂ the sandwich, one a state and action; and the critic.
+
+    The posterior's noise is in the order in which the actions of a state were drawn, the executed one for invalid ones.
+    """
+    one, policy, critic = printed()
+    rollout = one.rollout()
+    (decision,) = rollout.decisions
+    generator = one.generator.clone_state()
+    value = critic(decision.observation.double())
+    advantage = (rollout.reward[0] - value).detach()
+    pairs, valid = [], decision.valid.tolist()
+    for b, row in enumerate(decision.sample.action.tolist()):
+        executed = decision.action[b].tolist()
+        row = [tuple(a) if ok else tuple(executed) for a, ok in zip(row, valid[b], strict=True)]
+        pairs += [(b, a) for a in dict.fromkeys(row)]
+    noise = torch.randn(len(pairs), 1, 4, 6, generator=generator).double()[:, 0]
+    estimate = {
+        (b, a): slow_sandwich(policy, torch.stack([
+            slow_log_weight(policy, decision.observation[b].double(), a, noise[i, n]) for n in range(4)
+        ])) for i, (b, a) in enumerate(pairs)
+    }  # fmt: skip
+    gain = 0.0
+    for b in range(8):
+        drawn = [tuple(a) for a, ok in zip(decision.sample.action[b].tolist(), valid[b], strict=True) if ok]
+        S, l = 6, len(drawn)  # noqa: E741
+        mean = sum(S / l**2 * estimate[b, a] for a in drawn)
+        gain = gain + advantage[b] * (estimate[b, tuple(decision.action[b].tolist())] - mean) / 8
+    assert len(set(pairs)) < 8 * 6 and not decision.valid.all() and (decision.draws == 6).all()
+    loss = -gain + 0.5 * (rollout.reward[0] - value).square().mean()
+    before = [p.detach().clone() for module in (policy, critic) for p in module.parameters()]
+    one.update(rollout)
+    assert_stepped(one, (policy, critic), loss, before)
+
+
+def test_printed_elbo_step_against_loops():
+    """Algorithm 1: ∇ mean (log p(v|s) − log q(v|a, s)), a = argmax of a draw from the policy, v ~ q, N a state."""
+    one, policy, _ = printed()
+    generator, (states,) = one.generator.clone_state(), one.memory
+    rows = torch.randint(len(states), (10,), generator=generator).tolist()
+    base, noise = (torch.randn(shape, generator=generator).double()[:, 0] for shape in ((10, 1, 6), (10, 1, 4, 6)))
+    w = []
+    for i, row in enumerate(rows):
+        hidden = policy.encoder(states[row][None].double())[0]
+        normal = slow_base(policy, hidden)
+        latent, _ = slow_flow(policy.flow, normal.mean + normal.stddev * base[i], hidden)
+        action = latent.view(2, 3).argmax(-1).tolist()
+        w += [slow_log_weight(policy, states[row].double(), action, noise[i, n]) for n in range(4)]
+    before = [p.detach().clone() for p in policy.parameters()]
+    loss = -torch.stack(w).mean() + 0 * sum(p.sum() for p in policy.alpha.parameters())  # α has no part in it
+    one.elbo_step(one._elbo_groups())
+    assert_stepped(one, (policy,), loss, before)
 
 
 @pytest.mark.parametrize("ran, left", [(0, 1.0), (225, 0.75), (450, 0.5), (900, 0.0), (1000, 0.0)])

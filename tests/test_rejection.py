@@ -23,10 +23,12 @@ from flowrl.rejection import (
     correction_weights,
     count_log_prob,
     decide,
+    distinct,
     entropy_weights,
     executed_weights,
     same_action,
     shared_weights,
+    valid_or_executed,
 )
 from flowrl.study.config import make_config
 from flowrl.truth.gradients import (
@@ -438,6 +440,26 @@ def test_a_subset_keeps_the_expectation(kind, executed, m):
 def test_a_subset_of_everything_is_the_decision_itself():
     decision, _ = every_outcome(3, 1)
     assert at_most(decision, 3) is decision
+
+
+def test_invalid_draws_stand_for_the_executed_action():
+    """Row by row; the valid ones stay as they are."""
+    script = torch.tensor([[0, 1, 2, 1], [3, 3, 3, 3], [2, 0, 1, 2]])
+    oracle = Oracle(torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 0]]).bool(), (4,))
+    decision, _ = decide(Scripted(script, 4), oracle, states(3), settings(n_draws=4), generator())
+    found = valid_or_executed(decision)[..., 0].tolist()
+    assert not decision.valid.all()
+    for b, row in enumerate(script.tolist()):
+        assert found[b] == [a if oracle.table[b][a] else int(decision.action[b]) for a in row]
+
+
+def test_distinct_actions_against_a_loop():
+    flat = torch.randint(5, (40, 7), generator=generator())
+    state, draw, which = distinct(flat.unsqueeze(-1))
+    expected = [(b, row.index(a)) for b, row in enumerate(flat.tolist()) for a in dict.fromkeys(row)]
+    assert list(zip(state.tolist(), draw.tolist(), strict=True)) == expected
+    assert torch.equal(flat[state, draw][which], flat)
+    assert torch.equal(state[which], torch.arange(40)[:, None].expand(-1, 7))
 
 
 @pytest.mark.parametrize("kind", MULTIPLES)

@@ -1,0 +1,70 @@
+"""Steps a second of this tree over those of another: python -m benchmarks.against OLD [--method M] [--env E].
+
+OLD is a folder with another version of the package (`git worktree add ../old COMMIT`). Each tree trains in a process of
+its own from the same seed, one thread, both on one core, in turn, a short round at a time while the other is stopped;
+rounds are in CPU seconds, which other processes on the machine change little, and the ratio of each round to the
+other tree's of the same round is what is reported: median and quartiles. `--skip` updates come first, untimed: the cost
+of an update changes while the policy narrows.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from flowrl.runs import ROOT
+
+
+def serve(method: str, env: str, skip: int) -> None:
+    """Train; for every line of standard input, so many CPU seconds, print the environment steps a CPU second."""
+    from flowrl.config import make_config
+
+    from flowrl import envs, runs
+    from flowrl.a2c import seeded
+
+    runs.one_thread()
+    config = make_config(env, method)
+    trainer = runs.make_trainer(config, envs.make_batched(env, config.n_envs, "cpu", seeded(0, "env")))
+    for _ in range(skip):
+        trainer.step()
+    for line in sys.stdin:
+        start, before = time.process_time(), trainer.env_steps
+        while time.process_time() - start < float(line):
+            trainer.step()
+        print((trainer.env_steps - before) / (time.process_time() - start), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("benchmarks.against", description=__doc__.splitlines()[0])
+    parser.add_argument("old")
+    parser.add_argument("--method", default="iar-a2c-paper")
+    parser.add_argument("--env", default="ERA-v4")
+    parser.add_argument("--skip", type=int, default=20, help="updates before the first round (default 20)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=2, help="CPU seconds of a round (default 2)")
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    command = [sys.executable, __file__, "--serve", args.method, args.env, str(args.skip)]
+    trees = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         env=os.environ | {"PYTHONPATH": tree, "OMP_NUM_THREADS": "1"})
+        for tree in (args.old, str(ROOT))
+    ]  # fmt: skip
+    rates = []
+    for _ in range(args.rounds):
+        for tree in trees:
+            print(args.seconds, file=tree.stdin, flush=True)
+            rates.append(float(tree.stdout.readline()))
+    for tree in trees:
+        tree.communicate()
+    old, new = rates[::2], rates[1::2]
+    low, middle, high = statistics.quantiles([b / a for a, b in zip(old, new, strict=True)])
+    print(f"{args.method} on {args.env} after {args.skip} updates: {statistics.median(old):.0f} → "
+          f"{statistics.median(new):.0f} steps a CPU second, {middle:.2f} times ({low:.2f} to {high:.2f})")  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[2:4], int(sys.argv[4])) if sys.argv[1:2] == ["--serve"] else main()
