@@ -213,8 +213,8 @@ def valid_or_executed(decision: Decision) -> Tensor:
 def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The P different actions of each state, as first drawn: their states (P,), draws (P,), and which of them each is.
 
-    numbers: actions as `packed` has them, (B, S, P); draw j of state b is number which[b, j] of the P. On a GPU the host
-    waits for P.
+    numbers: actions as `packed` has them, (B, S, P); draw j of state b is number which[b, j] of the P. A GPU's
+    host waits for P.
     """
     first = _equal(numbers).byte().argmax(-1)
     is_first = first == torch.arange(first.shape[1], device=first.device)

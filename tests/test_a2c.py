@@ -259,7 +259,7 @@ def printed(seed: int = 5) -> tuple[Trainer, torch.nn.Module, torch.nn.Module]:
 
 
 def assert_stepped(one: Trainer, modules, loss: Tensor, before: list[Tensor]) -> None:
-    """Gradients, clipped together, and the parameters after RMSprop's first step are those of `loss`, to 1e-5."""
+    """Gradients, clipped together, and the parameters after TensorFlow's RMSprop's first step: as of `loss`, to 1e-5."""
     expected = torch.autograd.grad(loss, [p for module in modules for p in module.parameters()])
     norm = torch.stack([g.norm() for g in expected]).norm()
     assert norm > 0.5
@@ -269,7 +269,7 @@ def assert_stepped(one: Trainer, modules, loss: Tensor, before: list[Tensor]) ->
     for (ours, rate), start, gradient in zip(found, before, expected, strict=True):
         gradient = gradient * 0.5 / norm
         assert (ours.grad - gradient).abs().max() < 1e-5 * largest
-        step = rate * gradient / (0.1 * gradient.abs() + 1e-5)
+        step = rate * gradient / (0.99 + 0.01 * gradient.square() + 1e-5).sqrt()
         assert (ours.detach() - (start - step)).abs().max() < 1e-5 * max(1.0, float(start.abs().max()))
 
 
