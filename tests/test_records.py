@@ -161,3 +161,8 @@ def test_a_commit_is_of_this_project_or_there_is_none(tmp_path, monkeypatch, ins
     assert (made_with["commit"], made_with["dirty"]) == (None, None)
     monkeypatch.setattr(records, "ROOT", tmp_path)
     assert bool(records.provenance(torch.device("cpu"))["commit"]) == inside
+
+
+def test_a_record_names_no_machine():
+    assert records.portable(str(records.ROOT / "data/cities/unseen-1.json")) == "data/cities/unseen-1.json"
+    assert records.portable("ERA-v1") == "ERA-v1" and records.portable("/elsewhere/city.json") == "/elsewhere/city.json"

@@ -53,6 +53,12 @@ def record_path(out: Path, env: str, label: str, seed: int) -> Path:
     return Path(out) / Path(env).stem / label / f"seed{seed}"
 
 
+def portable(env: str) -> str:
+    """A city's file in the project's folder by its path there, on whichever machine; all else as it is."""
+    path = Path(env).resolve()
+    return path.relative_to(ROOT).as_posix() if path.suffix == ".json" and path.is_relative_to(ROOT) else env
+
+
 def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
     """The curve and the facts of a record, its path given with or without suffix. Raises RecordError."""
     facts = read_facts(path)

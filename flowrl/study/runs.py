@@ -28,6 +28,7 @@ from .records import (
     SCHEMA,
     RecordError,
     alone,
+    portable,
     provenance,
     read_facts,
     record_path,
@@ -206,7 +207,7 @@ class Run:
         return {
             "schema": SCHEMA, "environment": Path(config.env).stem, "env_digest": config.env_digest(),
             "label": self.label, "config_hash": config.hash(),
-            "config": dataclasses.asdict(config), **finals, "reference": known,
+            "config": dataclasses.asdict(config) | {"env": portable(config.env)}, **finals, "reference": known,
             "env_steps": trainer.env_steps, "wall_s": round(self.wall_s, 3), "train_s": round(self.train_s, 3),
             "env_steps_per_s": round(trainer.env_steps / self.train_s, 1) if self.train_s else None,
             "started": self.started, "ended": _now(), **self.made_with,
