@@ -58,6 +58,7 @@ COMPUTED = {
     ),
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
     "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA2.csv"),
+    "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)
@@ -92,9 +93,10 @@ def modules(notebook):
     return [f"flowrl/{name}.py" for name in COMPUTED.get(notebook, ("", ""))[0].split()]
 
 
-def benchmarks(notebook):
-    """The timings that a notebook draws."""
-    return sorted(map(str, Path("data/benchmarks").glob("*.csv"))) if notebook == "08_cost" else []
+def measured(notebook):
+    """What a notebook draws beside records: timings, runs of other code."""
+    folder = {"08_cost": "benchmarks", "11_released": "comparisons"}.get(notebook)
+    return sorted(map(str, Path("data", folder).glob("*.csv"))) if folder else []
 
 
 def drawn_from(notebook):
@@ -162,7 +164,7 @@ for notebook in NOTEBOOKS:
             "flowrl/study/records.py",
             "flowrl/study/stats.py",
             modules(notebook),
-            benchmarks(notebook),
+            measured(notebook),
             drawn_from(notebook),
             records(notebook),
             notebook=f"notebooks/{notebook}.ipynb",

@@ -381,6 +381,33 @@ def ablation(
     return fig
 
 
+def bridge(
+    runs: list[Record], titles: dict[str, str], authors: pd.DataFrame, published: pd.DataFrame, title: str
+) -> Figure:
+    """Runs on the authors' city beside their own code's curve and the published one: return, ELBO, valid draws.
+
+    authors: env_steps, return_mean, elbo, valid_rate; published: env_steps, return, tolerance.
+    """
+    looks = variants(titles)
+    with style():
+        fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), layout="constrained")
+        trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
+        theirs = {"color": "black", "linewidth": 1, "label": "their code, run here (1 seed, 10 episodes)"}
+        columns = {"return_mean": None, "elbo": "elbo", "valid_rate": "valid_rate"}
+        for ax, (column, ours) in zip(axes, columns.items(), strict=True):
+            learning_curve(ax, trained, ours, looks)
+            ax.plot(authors["env_steps"], authors[column], **theirs)
+            ax.set(xlabel="environment steps", xlim=(0, authors["env_steps"].max()))
+        place = published["env_steps"], published["return"], published["tolerance"]
+        axes[0].errorbar(*place, fmt="D", color=GREY, capsize=3, clip_on=False, zorder=6, label="published (read off)")
+        reference_lines(axes[0], runs[0].facts["reference"])
+        axes[0].set(ylabel="return of an episode", ylim=whole_range(runs, runs[0].facts["reference"]))
+        axes[1].set(ylabel="ELBO of log π(a|s), nats", ylim=(-20, 1))
+        axes[2].set(ylabel="share of draws that are valid", ylim=(0, 1.03))
+        _legend_and_caption(fig, axes[:1], runs, title, 3, note=returns_drawn(runs, _names(runs, looks)), looks=looks)
+    return fig
+
+
 def profile(ax: Axes, runs: list[Record], value: Callable[[Record], float], thresholds: np.ndarray) -> Axes:
     """Performance profiles: a line a label, the share of its runs whose value is above a threshold, against that."""
     for label, group in by_label(runs).items():
