@@ -19,9 +19,9 @@ class RMSpropTF(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if "square" not in self.state[p]:
-                    self.state[p]["square"] = torch.ones_like(p)
-                square = self.state[p]["square"].mul_(group["alpha"])
+                if "square_avg" not in self.state[p]:
+                    self.state[p]["square_avg"] = torch.ones_like(p)
+                square = self.state[p]["square_avg"].mul_(group["alpha"])
                 square.addcmul_(p.grad, p.grad, value=1 - group["alpha"])
                 p.addcdiv_(p.grad, square.add(group["eps"]).sqrt_(), value=-group["lr"])
 
