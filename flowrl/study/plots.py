@@ -397,7 +397,7 @@ def bridge(
         for ax, (column, ours) in zip(axes, columns.items(), strict=True):
             learning_curve(ax, trained, ours, looks)
             ax.plot(authors["env_steps"], authors[column], **theirs)
-            ax.set(xlabel="environment steps", xlim=(0, authors["env_steps"].max()))
+            ax.set(xlabel="environment steps", xlim=(0, max(authors["env_steps"].max(), published["env_steps"].max())))
         place = published["env_steps"], published["return"], published["tolerance"]
         axes[0].errorbar(*place, fmt="D", color=GREY, capsize=3, clip_on=False, zorder=6, label="published (read off)")
         reference_lines(axes[0], runs[0].facts["reference"])
