@@ -247,7 +247,6 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
             r"^\|A\| is 1,000,000: masked policies enumerate all, at most 200,000; methods with iar only draw$",
         ),
         ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies enumerate"),
-        ([2] * 63, "iar-a2c", r"^\|A\| is about 10\^19; allowed: fewer than 2\^63 actions$"),
     ],
 )
 def test_too_many_actions(sizes, method, said):

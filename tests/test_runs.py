@@ -16,7 +16,7 @@ from flowrl.a2c import Trainer
 from flowrl.envs.city import City
 from flowrl.study import config, records, runs
 from flowrl.study.config import A2C_METHODS as METHODS
-from flowrl.study.config import NO_CONSTRAINTS, ConfigError, make_config
+from flowrl.study.config import NO_CONSTRAINTS, make_config
 from flowrl.truth import exact
 from flowrl.wolpertinger import WolpertingerTrainer
 
@@ -216,7 +216,7 @@ def test_a_killed_write_leaves_no_record(tmp_path, monkeypatch):
 
 
 def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="device 'tpu' is not there; choose one of: auto, cpu"):
+    with pytest.raises(ValueError, match="device 'tpu' is not there; choose one of: auto, cpu"):
         runs.make_device("tpu")
 
 

@@ -219,7 +219,7 @@ def neighbours_best(critic, observation: Tensor, proto: Tensor, k: int) -> tuple
 @torch.no_grad()
 def test_more_actions_than_can_be_numbered_are_refused():
     large = SimpleNamespace(action_sizes=(2,) * 64)
-    with pytest.raises(ValueError, match=r"\|A\| is about 10\^19; allowed: fewer than 2\^63"):
+    with pytest.raises(ValueError, match=r"\|A\| is about 10\^19: Wol-DDPG numbers them, fewer than 2\^63"):
         WolpertingerTrainer(make_config("large", "wol-ddpg"), large)
 
 

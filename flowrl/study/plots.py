@@ -46,7 +46,7 @@ METHODS = {
     "factored": Method("Factored", "#999933", (0, (8, 2)), "X"),
     "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "<"),
     "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
-    "iar-a2c-gumbel": Method("IAR-A2C (Gumbel flow)", "#332288", (0, (7, 1, 2, 1)), "*"),
+    "iar-a2c-gumbel": Method("IAR-A2C (Gumbel flow)", "#0000FF", (0, (7, 1, 2, 1)), "*"),
 }
 # an ablation's runs, in their order: colours that are no method's
 VARIANTS = [
