@@ -257,6 +257,28 @@ def test_too_many_actions(sizes, method, said):
         flowrl.fit(Large, method=method, steps=8, **FAST)
 
 
+def test_more_actions_than_can_be_numbered():
+    """2^100 of them, with a budget: nothing numbers or lists them, and no more than fit are taken."""
+
+    class Knapsack(Assignment):
+        observation_space, action_space = spaces.Box(0, 1, (1,)), spaces.MultiBinary(100)
+
+        def next_day(self):
+            return np.zeros(1, dtype=np.float32)
+
+        def step(self, action):
+            assert self.is_valid(action)
+            return self.next_day(), float(action.sum()), True, False, {}
+
+        def is_valid(self, action):
+            return bool(action.sum() <= 55)
+
+    trainer = flowrl.fit(Knapsack, steps=64, **FAST)
+    assert trainer.env.validity.where == "env.is_valid(action)" and len(trainer.env.action_sizes) == 100
+    one = Knapsack()
+    assert one.is_valid(trainer.act(np.zeros(1), env=one)) and one.is_valid(trainer.act(np.zeros(1), True, env=one))
+
+
 # ------------------------------------------------------------------------------- the curve, going on, resuming
 
 
