@@ -73,6 +73,17 @@ def _draw(logits: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
     return (torch.softmax(logits, -1) / noise).argmax(-1)
 
 
+def start_orthogonal(modules: list[nn.Module], gain: float) -> None:
+    """Let every linear layer start from orthogonal weights times gain, its bias from 0 where it was drawn at random.
+
+    With a gain of .01 (the paper's released code) nothing but the last biases gets a gradient to speak of at first.
+    """
+    for layer in (m for module in modules for m in module.modules() if isinstance(m, nn.Linear)):
+        if layer.bias is not None and layer.weight.any():  # weights of 0: a bias that was chosen
+            nn.init.zeros_(layer.bias)
+        nn.init.orthogonal_(layer.weight, gain)
+
+
 # ------------------------------------------------------------------------------------------------ flow policy
 
 
@@ -152,6 +163,9 @@ class FlowPolicy(nn.Module):
         if self.estimator in NEEDS_POSTERIOR:
             n_couplings = config.posterior_couplings if config.posterior == "flow" else 0
             self.posterior = Posterior(features, sizes, n_couplings, config.policy_hidden)
+        if config.initial_gain:
+            parts = (self.mean, self.log_scale, self.flow, self.posterior)
+            start_orthogonal([part for part in parts if part is not None], config.initial_gain)
         if self.estimator == "sandwich":
             self.alpha = Alpha(config.alpha)
 

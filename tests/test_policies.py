@@ -97,6 +97,27 @@ def test_flow_samples_follow_its_density(name):
     assert chi_square_p(sample.action.flatten().bincount(minlength=3), probabilities) > CHI_SQUARE_P
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_an_initial_gain_makes_every_layer_behind_the_encoder_orthogonal(name):
+    """W Wᵀ or Wᵀ W = gain² I, whichever is smaller; no random bias is left; components of a mixture stay apart."""
+    torch.manual_seed(0)
+    changes = FLOWS[name] | {"hidden": WIDTH, "policy_hidden": 6, "estimator": "sandwich", "initial_gain": 0.01}
+    config = make_config("none", "iar-a2c", changes)
+    policy = FlowPolicy(nn.Linear(2, WIDTH), WIDTH, (3, 3), config)
+    started = [m for part in (policy.mean, policy.flow, policy.posterior) for m in part.modules()]
+    linear = [m for m in [*started, policy.log_scale] if isinstance(m, nn.Linear)]
+    assert len(linear) >= 9
+    for layer in linear:
+        weight = layer.weight.detach()
+        gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
+        torch.testing.assert_close(gram, 1e-4 * torch.eye(len(gram)), rtol=1e-4, atol=1e-9)
+    biases = [m.bias for m in linear if m.bias is not None]
+    if name == "mixture":
+        assert sum(bool(bias.any()) for bias in biases) == config.n_couplings
+    else:
+        assert not any(bias.any() for bias in biases)
+
+
 def test_padded_categories_never_win():
     """Sizes (2, 4, 3): frequencies follow each dimension's own quadrature, though the padding is far above it."""
     policy = make(FlowPolicy, (2, 4, 3), **FLOWS["gaussian"])

@@ -40,6 +40,7 @@ class TrainConfig:
     coupling: Literal["additive", "affine", "autoregressive", "mixture"] = "additive"  # the latent flow's layers
     n_couplings: int = 2  # layers of the policy's flow; 0: a Gaussian's argmax
     base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
+    initial_gain: float = 0.0  # of orthogonal weights behind the encoder, flow policy only; 0: each layer's own start
     hidden: int = 256  # width of the encoders
     policy_hidden: int = 32  # width of the networks behind them: couplings, posterior, LSTM
 
@@ -161,8 +162,8 @@ _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_poster
                  "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "eval_every", "eval_episodes",
                  "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
-                 "enumerate_limit", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio", "critic_lr",
-                 "value_coef", "value_scale", "exploration", "learning_starts")  # fmt: skip
+                 "enumerate_limit", "initial_gain", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio",
+                 "critic_lr", "value_coef", "value_scale", "exploration", "learning_starts")  # fmt: skip
 
 
 def _checked(field: dataclasses.Field, value):
