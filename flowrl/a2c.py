@@ -109,6 +109,8 @@ class Trainer:
             self.critic = Critic(env, config).to(env.device)
         self.posterior = getattr(self.policy, "posterior", None)
         apart = {"flow": getattr(self.policy, "flow", None), "posterior": self.posterior, "critic": self.critic}
+        if not config.elbo_encoder:  # Algorithm 1 then leaves it alone
+            apart["encoder"] = self.policy.encoder
         actor = [module for module in self.policy.children() if module not in apart.values()]
         modules = {"actor": actor} | {name: [module] for name, module in apart.items() if _has_weights(module)}
         self.parameters = {name: flat_parameters(*group) for name, group in modules.items()}
@@ -117,7 +119,7 @@ class Trainer:
             name: OPTIMISERS[config.optimiser]([flat], lr=rates.get(name, config.actor_lr), alpha=0.99, eps=1e-5)
             for name, flat in self.parameters.items()
         }
-        self.policy_groups = [name for name in ("actor", "flow") if name in self.parameters]
+        self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
         self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
         self.observation = env.reset()
@@ -260,8 +262,11 @@ class Trainer:
         self.sums[4:] += torch.stack((w.detach().mean(), ties.float())) / max(1, config.elbo_steps)
 
     def _elbo_groups(self) -> list[str]:
-        """(φ, w, ψ) as printed; ψ alone where the posterior only proposes and must not move the policy."""
-        return ["posterior"] if self.config.estimator == "cis" else [*self.policy_groups, "posterior"]
+        """(φ, w, ψ) as printed, without the encoder if need be; ψ alone where the posterior only proposes and must not
+        move the policy."""
+        if self.config.estimator == "cis":
+            return ["posterior"]
+        return [name for name in (*self.policy_groups, "posterior") if name != "encoder"]
 
     def _fit_posterior_first(self) -> None:
         """Algorithm 1 on the posterior alone, before the policy moves: an unfitted posterior's gradient is noise."""

@@ -136,6 +136,17 @@ class Posterior(nn.Module):
         return -0.5 * (noise.square().sum(-1) + z.shape[-1] * LOG_2PI) - log_scale.sum(-1) + ladj_flow + ladj
 
 
+class SharedLogScale(nn.Module):
+    """log σ, the same in every state: what is drawn more sharply in one is drawn more sharply in all."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.value.expand(len(hidden), -1)
+
+
 class FlowPolicy(nn.Module):
     """a = argmax F_w(z₀), z₀ ~ N(μ_φ(s), σ_φ(s)²): a conditional flow, then argmax in each dimension (paper, 3.1).
 
@@ -154,10 +165,13 @@ class FlowPolicy(nn.Module):
         self.mean = nn.Linear(features, dim)
         nn.init.normal_(self.mean.weight, std=0.01)
         nn.init.zeros_(self.mean.bias)
-        self.log_scale = nn.Linear(features, dim) if config.base_scale == "learned" else None
-        if self.log_scale is not None:
+        self.log_scale = None
+        if config.base_scale == "learned":
+            self.log_scale = nn.Linear(features, dim)
             nn.init.zeros_(self.log_scale.weight)
             nn.init.zeros_(self.log_scale.bias)
+        elif config.base_scale == "shared":
+            self.log_scale = SharedLogScale(dim)
         self.flow = Flow(config.coupling, config.n_couplings, dim, features, config.policy_hidden)
         self.posterior = self.alpha = None
         if self.estimator in NEEDS_POSTERIOR:

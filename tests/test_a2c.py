@@ -385,11 +385,19 @@ def test_alpha_is_trained_by_the_policy_gradient(kind):
     assert (float(torch.as_tensor(one.policy.alpha(low, high)).detach()) != 0.5) == (kind != "static")
 
 
-@pytest.mark.parametrize("estimator, moved", [("sandwich", {"actor", "flow", "posterior"}), ("cis", {"posterior"})])
-def test_elbo_steps_move_what_they_should(estimator, moved):
-    """Algorithm 1: (φ, w, ψ), or ψ alone where the posterior only proposes; and it
+@pytest.mark.parametrize(
+    "estimator, encoder, moved",
+    [
+        ("sandwich", True, {"actor", "flow", "posterior"}),
+        ("sandwich", False, {"actor", "flow", "posterior"}),
+        ("cis", True, {"posterior"}),
+    ],
+)
+def test_elbo_steps_move_what_they_should(estimator, encoder, moved):
+    """Algorithm 1: (φ, w, ψ), or without the encoder, ψ alone where the posterior only proposes; it
     raises the ELBO of a nearly uniform policy to nearly −log 9, its supremum."""
-    one = trainer(estimator=estimator, posterior_fit_steps=0, actor_lr=3e-3)
+    one = trainer(estimator=estimator, elbo_encoder=encoder, posterior_fit_steps=0, actor_lr=3e-3)
+    assert ("encoder" in one.parameters) != encoder
     one._remember(one.rollout())
     before = {name: flat.detach().clone() for name, flat in one.parameters.items()}
     history = []
@@ -438,6 +446,11 @@ LEARNING = {method: (method, 80, {}) for method in METHODS} | {
     "iar-a2c-paper": (
         "iar-a2c-paper",
         100,
+        {"actor_lr": 3e-3, "n_draws": 32, "policy_hidden": 16, "n_couplings": 2, "optimiser": "rmsprop"},
+    ),
+    "iar-a2c-released": (
+        "iar-a2c-released",
+        150,
         {"actor_lr": 3e-3, "n_draws": 32, "policy_hidden": 16, "n_couplings": 2, "optimiser": "rmsprop"},
     ),
     "TensorFlow's RMSprop": ("iar-a2c", 150, {"optimiser": "rmsprop_tf", "actor_lr": 0.3, "critic_lr": 0.3}),

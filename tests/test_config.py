@@ -90,6 +90,21 @@ def test_as_printed_is_algorithm_2_as_printed():
     assert printed.posterior_fit_steps == printed.valid_bonus == printed.entropy == printed.latent_kl == 0
 
 
+def test_as_released_is_as_printed_but_for_three_settings():
+    printed, released = (dataclasses.asdict(config.make_config("ERA-v4", f"iar-a2c-{name}")) for name in
+                         ("paper", "released"))  # fmt: skip
+    assert {name: released[name] for name in released if released[name] != printed[name]} == {
+        "method": "iar-a2c-released", "base_scale": "shared", "initial_gain": 0.01, "elbo_encoder": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ["initial_gain=0.1", "elbo_encoder=false"])
+def test_settings_of_latents_and_posteriors_are_refused_without(setting):
+    name, value = setting.split("=")
+    with pytest.raises(config.ConfigError, match=name):
+        config.make_config("ERA-v4", "mask", {name: value})
+
+
 @pytest.mark.parametrize("scale", config.SCALES)
 def test_every_experiment_resolves_at_every_scale(scale):
     for name in config.experiments(YAML):

@@ -36,6 +36,7 @@ TOLERANCE = 1e-3  # of the gradient of a quadrature over two categories: relu ma
 FLOWS = {
     "gaussian": {"n_couplings": 0, "base_scale": "learned"},
     "additive": {"n_couplings": 2, "base_scale": "fixed"},
+    "shared scale": {"n_couplings": 2, "base_scale": "shared"},
     "affine": {"n_couplings": 2, "base_scale": "learned", "coupling": "affine"},
     "autoregressive": {"n_couplings": 2, "base_scale": "fixed", "coupling": "autoregressive"},
     "mixture": {"n_couplings": 2, "base_scale": "fixed", "coupling": "mixture"},

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import yaml
 
 from .. import envs
+from ..policies import NEEDS_POSTERIOR
 
 SCALES = ("smoke", "quick", "paper")
 AUTHORS = "authors"  # what environments of the paper's authors begin with: authors/v4
@@ -39,7 +40,7 @@ class TrainConfig:
     policy: Literal["flow", "masked", "categorical", "factored", "autoregressive", "wolpertinger"] = "flow"  # its kind
     coupling: Literal["additive", "affine", "autoregressive", "mixture"] = "additive"  # the latent flow's layers
     n_couplings: int = 2  # layers of the policy's flow; 0: a Gaussian's argmax
-    base_scale: Literal["fixed", "learned"] = "fixed"  # σ of the Gaussian base: 1, or a function of the state
+    base_scale: Literal["fixed", "learned", "shared"] = "fixed"  # σ of the base: 1, a function of the state, free
     initial_gain: float = 0.0  # of orthogonal weights behind the encoder, flow policy only; 0: each layer's own start
     hidden: int = 256  # width of the encoders
     policy_hidden: int = 32  # width of the networks behind them: couplings, posterior, LSTM
@@ -60,6 +61,7 @@ class TrainConfig:
     posterior_couplings: int = 2  # coupling layers of a flow posterior
     elbo_batch: int = 256  # states in one step of Algorithm 1, in estimators that need a posterior
     elbo_steps: int = 1  # steps of Algorithm 1 after every policy update
+    elbo_encoder: bool = True  # Algorithm 1 moves the state encoder too
     posterior_fit_steps: int = 200  # steps of Algorithm 1, posterior alone, before the first policy update
 
     # regularisers; both fall linearly to 0 at `anneal` of the run
@@ -126,8 +128,11 @@ class TrainConfig:
                 f"one draw tells nothing of the entropy of {self.method}'s policy: n_draws ({self.n_draws}) and "
                 f"n_correction ({self.n_correction}) must be at least 2, or entropy 0"
             )
-        if self.latent_kl and self.policy != "flow":
-            raise ConfigError(f"latent_kl is {self.latent_kl}; a policy without latents allows 0 only")
+        for name in ("latent_kl", "initial_gain"):
+            if getattr(self, name) and self.policy != "flow":
+                raise ConfigError(f"{name} is {getattr(self, name)}; a policy without latents allows 0 only")
+        if not self.elbo_encoder and not (self.policy == "flow" and self.estimator in NEEDS_POSTERIOR):
+            raise ConfigError("elbo_encoder is false; without a posterior there is no Algorithm 1: true only")
 
     def hash(self) -> str:
         """Twelve hex digits over all fields but the seed, the environment by its content: equal hashes, equal runs."""
@@ -194,16 +199,22 @@ def _checked(field: dataclasses.Field, value):
     return number
 
 
+# what IAR-A2C is as printed
+_PRINTED = dict(
+    coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
+    n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
+    n_posterior=4, posterior="flow", posterior_fit_steps=0, entropy=0.0, latent_kl=0.0,
+    optimiser="rmsprop_tf", actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
+)  # fmt: skip
+
 # what each method is, and where it leaves the defaults of TrainConfig
 DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
     "iar-a2c": ("flowrl recipe: flow, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
         entropy=0.3, flow_lr_ratio=0.1,
     )),
-    "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", dict(
-        coupling="affine", n_couplings=4, base_scale="learned", gamma=0.99, hidden=128, policy_hidden=128,
-        n_draws=32, n_correction=32, correction="paper", valid_bonus=0.0, estimator="sandwich", alpha="adaptive",
-        n_posterior=4, posterior="flow", posterior_fit_steps=0, entropy=0.0, latent_kl=0.0,
-        optimiser="rmsprop_tf", actor_lr=3e-4, critic_lr=3e-4, clip=0.5, joint_clip=True, value_scale=1.0,
+    "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", _PRINTED),
+    "iar-a2c-released": ("IAR-A2C (released): that, one σ for all states, weights near 0, encoder held in Alg. 1", dict(
+        _PRINTED, base_scale="shared", initial_gain=0.01, elbo_encoder=False,
     )),
     "mask": ("a categorical over all of A, masked by an oracle call for every action", dict(
         policy="masked", hidden=128, n_draws=1, correction="none", valid_bonus=0.0, latent_kl=0.0,
