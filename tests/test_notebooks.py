@@ -104,6 +104,19 @@ def test_order_on_pistonball_bites(fake_records):
     exec(cells["check-pistons"], names)
 
 
+def test_what_a_shift_of_the_rewards_does_bites(fake_records):
+    """Made-up records, in which every run keeps its draws valid, are refused, until the printed method loses them."""
+    path = ROOT / "notebooks/09_ablations.ipynb"
+    for name in drawn_by(path):
+        root = fake_records(name)
+    cells, names = names_of(path, root)
+    with pytest.raises(AssertionError):
+        exec(cells["check-shifted"], names)
+    for run in names["runs"]["fig8a_shifted"]:
+        run.curve["valid_rate"] *= 0.05 if run.facts["label"] == "shifted-printed" else 1
+    exec(cells["check-shifted"], names)
+
+
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_claims_of_06_bite(fault, fake_records):
     """The cells that check, run on made-up records: they pass, and a fault in some stops them."""
