@@ -1,0 +1,120 @@
+"""Random search with an equal budget for every method: trials drawn from tuning.yaml, scored on cities, kept as a table.
+
+Trial k of a method draws its settings from the generator seeded (k, method), so that a table can grow, and is trained
+with seed k in every environment. Data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
+by their mean exact score over the environments.
+"""
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from .config import ConfigError, Run, choose, make_config
+from .queue import work
+from .records import ROOT, read_facts, replacing
+from .stats import score
+
+SPACE = ROOT / "tuning.yaml"
+KEYS = ["trial", "env"]
+
+
+def read_space(path: Path = SPACE) -> dict:
+    """tuning.yaml: `environments`, `steps`, `trials`, and for each method the range of each setting.
+
+    A range is a list of choices, or {log: [low, high]}. Raises ConfigError naming the method and the setting.
+    """
+    space = yaml.safe_load(Path(path).read_text())
+    for method, ranges in space["methods"].items():
+        for name, choices in ranges.items():
+            low, high = choices["log"] if isinstance(choices, dict) else (choices[0], choices[-1])
+            for value in (low, high):
+                make_config(space["environments"][0], method, draw_settings(space, method, 0) | {name: value})
+    return space
+
+
+def draw_settings(space: dict, method: str, trial: int) -> dict:
+    """The settings of one trial."""
+    choose("method with ranges in tuning.yaml:", method, space["methods"])
+    rng = np.random.default_rng([trial, zlib.crc32(method.encode())])
+    drawn = {}
+    for name, choices in space["methods"][method].items():
+        if isinstance(choices, dict):
+            low, high = map(math.log, choices["log"])
+            drawn[name] = float(f"{math.exp(rng.uniform(low, high)):.2g}")
+        else:
+            drawn[name] = choices[rng.integers(len(choices))]
+    if "n_draws" in drawn:
+        drawn["n_correction"] = drawn["n_draws"]
+    return drawn
+
+
+def trials(space: dict, method: str, n: int | None = None) -> list[Run]:
+    """Trials 0 to n − 1 in every environment, n by default the space's."""
+    return [
+        Run(f"trial{trial}", make_config(env, method, draw_settings(space, method, trial) | plan))
+        for trial in range(space["trials"] if n is None else n)
+        for plan in [{"seed": trial, "steps": space["steps"]}]
+        for env in space["environments"]
+    ]
+
+
+def table_path(method: str, root: Path) -> Path:
+    return Path(root) / f"{method}.csv"
+
+
+def read_table(method: str, root: Path) -> pd.DataFrame:
+    """What was tried so far, without rows where nothing was."""
+    path = table_path(method, root)
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
+
+
+def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = math.inf, n: int | None = None,
+         space: dict | None = None) -> list[str]:  # fmt: skip
+    """Train the trials that the table lacks and add their rows; the failures, a line each.
+
+    root: folder of the tables; records: folder of the trials' records, which may go once their rows are written.
+    """
+    space = space or read_space()
+    done = {(row.trial, row.env) for row in read_table(method, root).itertuples()}
+    wanted = [run for run in trials(space, method, n) if (run.config.seed, run.config.env) not in done]
+    out = Path(records) / method
+    try:
+        return work(wanted, out, cores, hours, Path(records) / "logs")
+    finally:
+        rows = [_row(run, space, out) for run in wanted if _record(run, out).exists()]
+        table = pd.concat([read_table(method, root), pd.DataFrame(rows)]) if rows else read_table(method, root)
+        if len(table):
+            Path(root).mkdir(parents=True, exist_ok=True)
+            with replacing(table_path(method, root)) as temporary:
+                table.sort_values(KEYS).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _record(run: Run, out: Path) -> Path:
+    return Path(out) / Path(run.config.env).stem / run.label / f"seed{run.config.seed}.json"
+
+
+def _row(run: Run, space: dict, out: Path) -> dict:
+    facts = read_facts(_record(run, out))
+    tried = {name: facts["config"][name] for name in space["methods"][run.config.method]}
+    measured = {"score": score(facts), "wall_s": facts["wall_s"], "steps": facts["env_steps"]}
+    made_with = {name: facts[name] for name in ("commit", "dirty", "cpu") if name in facts}
+    return {"trial": run.config.seed, "env": run.config.env} | tried | measured | made_with
+
+
+def ranking(table: pd.DataFrame, space: dict, method: str) -> pd.DataFrame:
+    """The trials that were tried in every environment, best first: settings, mean and least score."""
+    groups = table.groupby("trial")
+    names = [name for name in space["methods"][method] if name in table]
+    ranked = groups[names].first()
+    ranked["mean"], ranked["least"] = groups["score"].mean(), groups["score"].min()
+    whole = groups["env"].nunique() == len(space["environments"])
+    return ranked[whole].sort_values("mean", ascending=False)
+
+
+def check(method: str, space: dict) -> None:
+    if method not in space["methods"]:
+        raise ConfigError(f"tuning.yaml has no ranges for {method!r}; choose one of: {', '.join(space['methods'])}")
