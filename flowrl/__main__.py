@@ -1,4 +1,5 @@
-"""The command line: python -m flowrl train | queue | optimum | evaluate | generate | import-city | list | claims.
+"""The command line: python -m flowrl train | queue | tune | optimum | evaluate | generate | import-city | list |
+claims.
 
 Units everywhere; bad input is answered by one line and exit status 2.
 """
@@ -80,6 +81,17 @@ def command_line() -> argparse.ArgumentParser:
     queue.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     queue.add_argument("--list", action="store_true", help="only say what is missing and how long it is likely to take")
 
+    tune = commands.add_parser(
+        "tune",
+        help="random search over a method's settings",
+        description="Train the trials of tuning.yaml that data/tuning/METHOD.csv lacks, add their rows, and print the "
+        "trials by mean exact score. Stopped, it goes on when the same command is given again.",
+    )
+    tune.add_argument("method", metavar="METHOD", help="one that tuning.yaml has ranges for")
+    tune.add_argument("--trials", type=_count, metavar="N", help="the first N only (default: tuning.yaml's; 0: print)")
+    tune.add_argument("--cores", type=_count, default=1, metavar="N", help="runs at a time (default 1)")
+    tune.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="stop after so long")
+
     optimum = commands.add_parser(
         "optimum",
         help="exact expected returns of an environment",
@@ -159,6 +171,20 @@ def _queue(args) -> None:
         raise config.ConfigError("--cores is 0; it must be at least 1")
     logs = records.ROOT / "build" / "logs"
     failed = queue.work(wanted, data / args.scale, args.cores, args.hours, logs, args.device)
+    if failed:
+        raise records.RecordError(f"{len(failed)} runs failed: {'; '.join(failed)}")
+
+
+def _tune(args) -> None:
+    from .study import tuning  # here: it imports pandas
+
+    if args.cores < 1:
+        raise config.ConfigError("--cores is 0; it must be at least 1")
+    space, tables = tuning.read_space(), records.ROOT / "data" / "tuning"
+    failed = tuning.tune(
+        args.method, tables, records.ROOT / "build" / "tuning", args.cores, args.hours, args.trials, space
+    )
+    print(tuning.ranking(tuning.read_table(args.method, tables), space, args.method).head(10).to_string())
     if failed:
         raise records.RecordError(f"{len(failed)} runs failed: {'; '.join(failed)}")
 
@@ -249,8 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that can't show ± must not cost a run
     args = command_line().parse_args(arguments)
     command = {
-        "train": _train, "queue": _queue, "optimum": _optimum, "evaluate": _evaluate, "generate": _generate,
-        "import-city": _import_city, "list": _list, "claims": _claims,
+        "train": _train, "queue": _queue, "tune": _tune, "optimum": _optimum, "evaluate": _evaluate,
+        "generate": _generate, "import-city": _import_city, "list": _list, "claims": _claims,
     }  # fmt: skip
     try:
         status = command[args.command](args) or 0

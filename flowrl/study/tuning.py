@@ -1,7 +1,7 @@
-"""Random search with an equal budget for every method: trials drawn from tuning.yaml, scored on cities, kept as a table.
+"""Random search with an equal budget for every method: trials drawn from tuning.yaml, trained, kept as a table.
 
 Trial k of a method draws its settings from the generator seeded (k, method), so that a table can grow, and is trained
-with seed k in every environment. Data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
+with seed k in every environment. data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
 by their mean exact score over the environments.
 """
 
@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .config import ConfigError, Run, choose, make_config
+from .config import Run, choose, make_config
 from .queue import work
-from .records import ROOT, read_facts, replacing
-from .stats import score
+from .records import ROOT, read_facts, replacing, score
 
 SPACE = ROOT / "tuning.yaml"
 KEYS = ["trial", "env"]
@@ -30,8 +29,7 @@ def read_space(path: Path = SPACE) -> dict:
     space = yaml.safe_load(Path(path).read_text())
     for method, ranges in space["methods"].items():
         for name, choices in ranges.items():
-            low, high = choices["log"] if isinstance(choices, dict) else (choices[0], choices[-1])
-            for value in (low, high):
+            for value in choices["log"] if isinstance(choices, dict) else choices:
                 make_config(space["environments"][0], method, draw_settings(space, method, 0) | {name: value})
     return space
 
@@ -62,13 +60,9 @@ def trials(space: dict, method: str, n: int | None = None) -> list[Run]:
     ]
 
 
-def table_path(method: str, root: Path) -> Path:
-    return Path(root) / f"{method}.csv"
-
-
 def read_table(method: str, root: Path) -> pd.DataFrame:
     """What was tried so far, without rows where nothing was."""
-    path = table_path(method, root)
+    path = Path(root) / f"{method}.csv"
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
 
 
@@ -89,7 +83,7 @@ def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = 
         table = pd.concat([read_table(method, root), pd.DataFrame(rows)]) if rows else read_table(method, root)
         if len(table):
             Path(root).mkdir(parents=True, exist_ok=True)
-            with replacing(table_path(method, root)) as temporary:
+            with replacing(Path(root) / f"{method}.csv") as temporary:
                 table.sort_values(KEYS).to_csv(temporary, index=False, float_format="%.6g")
 
 
@@ -101,7 +95,7 @@ def _row(run: Run, space: dict, out: Path) -> dict:
     facts = read_facts(_record(run, out))
     tried = {name: facts["config"][name] for name in space["methods"][run.config.method]}
     measured = {"score": score(facts), "wall_s": facts["wall_s"], "steps": facts["env_steps"]}
-    made_with = {name: facts[name] for name in ("commit", "dirty", "cpu") if name in facts}
+    made_with = {"commit": facts["commit"], "dirty": facts["dirty"], "torch": facts["versions"]["torch"]}
     return {"trial": run.config.seed, "env": run.config.env} | tried | measured | made_with
 
 
@@ -113,8 +107,3 @@ def ranking(table: pd.DataFrame, space: dict, method: str) -> pd.DataFrame:
     ranked["mean"], ranked["least"] = groups["score"].mean(), groups["score"].min()
     whole = groups["env"].nunique() == len(space["environments"])
     return ranked[whole].sort_values("mean", ascending=False)
-
-
-def check(method: str, space: dict) -> None:
-    if method not in space["methods"]:
-        raise ConfigError(f"tuning.yaml has no ranges for {method!r}; choose one of: {', '.join(space['methods'])}")
