@@ -37,7 +37,7 @@ except ConfigError as error:
 # Notebooks that compute what they draw: the modules that it depends on, and what they write.
 COMPUTED = {
     "00_quickstart": (
-        "a2c envs/draw envs/gym fit study/evaluation truth/exact",
+        "a2c envs/draw envs/gym fit fitted study/evaluation truth/exact",
         "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
     ),
     "01_flow_policy": ("flows policies truth/gradients", "fig2.pdf fig2.png"),
@@ -57,7 +57,7 @@ COMPUTED = {
         " figB_large_stuck.pdf figB_large_stuck.png",
     ),
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
-    "10_appendix": ("a2c envs/gym fit policies", "figD.pdf figD.png tabA2.csv"),
+    "10_appendix": ("a2c envs/gym fit fitted policies", "figD.pdf figD.png tabA2.csv"),
     "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flowrl import rejection
-from flowrl.policies import GumbelFeatures, GumbelFlowPolicy, Sample, to_digits, to_flat
+from flowrl.gumbel import GumbelFeatures, GumbelFlowPolicy
+from flowrl.policies import Sample, to_digits, to_flat
 from flowrl.study.config import make_config
 
 MANY = 256  # truncated draws that stand for all of them

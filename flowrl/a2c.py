@@ -12,9 +12,23 @@ from torch import Tensor
 
 from . import rejection
 from .encoders import make_encoder
-from .flows import flat_parameters
-from .optimisers import OPTIMISERS
-from .policies import POLICIES, Sample, check_size, packed
+from .gumbel import GumbelFlowPolicy
+from .optimisers import OPTIMISERS, flat_parameters
+from .policies import (
+    AutoregressivePolicy,
+    CategoricalPolicy,
+    FactoredPolicy,
+    FlowPolicy,
+    MaskedPolicy,
+    Sample,
+    check_size,
+    packed,
+)
+
+POLICIES = {
+    "flow": FlowPolicy, "gumbel": GumbelFlowPolicy, "masked": MaskedPolicy, "categorical": CategoricalPolicy,
+    "factored": FactoredPolicy, "autoregressive": AutoregressivePolicy,
+}  # fmt: skip
 
 KL_DRAWS = 8  # pathwise draws a state for the latent KL
 MEMORY = 16  # rollouts whose states Algorithm 1 draws from

@@ -1,12 +1,11 @@
 """Bijections of the flow policy (paper, sections 2 and 3.1; B.2): the latent flow's layers, their composition, the soft
-threshold; and the Gumbel flow, whose argmax has exact conditionals.
+threshold.
 
 Every bijection maps x ↦ (y, ladj) with ladj = log|det ∂y/∂x|, and back by `inverse`, whose ladj is that of the inverse.
 x: (B, S, dim), S samples in each of B states. What a layer takes from the state is computed once a state, however many
 samples there are: `condition` turns features (B, C) into a shift of each layer's hidden units, (B, 1, hidden).
 """
 
-from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from torch.nn.functional import linear, logsigmoid, softplus
 LOG_SCALE_BOUND = 2.0  # |log s| of every scale stays below it
 COMPONENTS = 4  # M, logistics in a mixture
 SPREAD = 0.5  # their locations to begin with lie evenly in ±SPREAD: equal ones would stay equal
-WRITE_STD = 0.3  # of the Gumbel flow's last layers to begin with: from zero, strong entropy would never let it leave
 # |t|, |logit π|, |μ|, |log s| of a mixture's coupling stay below these: no slope so flat, no shift so large that
 # float32 loses what went in, whatever the weights
 MIXTURE_BOUNDS = (10.0, 3.0, 2.0, 1.0)
@@ -297,161 +295,3 @@ def soft_threshold_inverse(v: Tensor, action: Tensor, allowed: Tensor | None = N
     log_expm1 = drop + torch.log(-torch.expm1(-drop))
     u = torch.where(others, v_i - log_expm1, v)
     return u, -(logsigmoid(log_expm1) * others).sum((-2, -1))
-
-
-# ------------------------------------------------------------------------------------------------ the Gumbel flow
-
-
-def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Gumbel(0, 1) noise −log(−log u), u uniform; a u of exactly 0 gives −∞, which never wins."""
-    uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
-    return uniform.log_().neg_().log_().neg_()
-
-
-def truncated_gumbel(logits: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """v = l + Gumbel given argmax v = a: logits (B, 1 or n, d, K), actions (B, n, d) int64 → (B, n, d, K).
-
-    The winner's M = logsumexp(l) + Gumbel, whoever wins; the others v_j = −log(exp(−M) + E_j exp(−l_j)), E_j ~ Exp(1).
-    """
-    noise = gumbel((*action.shape, logits.shape[-1]), logits, generator)  # −log E_j
-    top = torch.logsumexp(logits, -1, keepdim=True) + gumbel((*action.shape, 1), logits, generator)
-    return -torch.logaddexp(-top, -(logits + noise)).scatter(-1, action.unsqueeze(-1), -top)
-
-
-def _share(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """max x, exp(x − max x) and its sum over the last axis: softmax is slow on a CPU where categories are few."""
-    top = x.amax(-1, keepdim=True)
-    share = (x - top).exp_()
-    return top, share, share.sum(-1, keepdim=True)
-
-
-class _Held(torch.autograd.Function):
-    """Σ_d log softmax(l_d)_{a_d}, and softmax(v) of latents v held fixed but for their law given a = argmax v.
-
-    Its uniforms are what is held: with M = max v and r_j = exp(v_j − M), ∂M/∂l = softmax(l), ∂v_j/∂M = r_j and
-    ∂v_j/∂l_j = 1 − r_j (differentiate `truncated_gumbel`). logits (B, 1 or n, d, K), v (B, n, d, K), actions (B, n, d)
-    → (B, n) and (B, n, d, K). By hand, since autograd would take three times as many steps.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, latent: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        action = action.unsqueeze(-1)
-        top, won, total = _share(logits)
-        chosen = logits.expand_as(latent).gather(-1, action)
-        _, ratio, ratios = _share(latent)
-        read = ratio / ratios
-        ctx.save_for_backward(won.div_(total), ratio, read, action)
-        ctx.set_materialize_grads(False)
-        return (chosen - (top + total.log_())).sum((-2, -1)), read
-
-    @staticmethod
-    def backward(ctx, slope: Tensor | None, slope_read: Tensor | None) -> tuple[Tensor, None, None]:
-        won, ratio, read, action = ctx.saved_tensors
-        slope = slope[..., None, None]
-        if slope_read is None:
-            found = -slope * won
-        else:
-            slope_read = slope_read * read
-            at_latent = torch.addcmul(slope_read, read, slope_read.sum(-1, keepdim=True), value=-1)
-            below = ratio.mul(at_latent)
-            found = torch.addcmul(at_latent - below, won, below.sum(-1, keepdim=True) - slope)
-        found = found.scatter_add_(-1, action, slope.expand_as(action))
-        return found.sum(1, keepdim=True) if won.shape[1] == 1 else found, None, None
-
-
-class GumbelFlow(nn.Module):
-    """v_d = l_d + Gumbel^K, l_d = μ_d(s) + t_d(v_<d, s): triangular over the dimensions of the action, ladj = 0.
-
-    So P(argmax v_d = k | v_<d) = softmax(l_d)_k, exactly. `block` dimensions share a step, independent
-    given the blocks before: 1, one by one; D/2, a coupling; D, the factored policy. t_d reads softmax(v_e), e < d:
-    bounded, and blind to max v_e, which says nothing of a_e and would only be noise in the score. Its hidden units sum
-    over e (NADE, Larochelle and Murray 2011): the work grows with D K, not with its square. shape: (D, K); features:
-    width of what conditions it. In what follows μ is (B, 1, D, K), −∞ where a category does not exist; shifts are from
-    `condition`.
-    """
-
-    def __init__(self, shape: tuple[int, int], block: int, features: int, hidden: int):
-        super().__init__()
-        D, K = shape
-        self.cuts = [slice(start, min(start + block, D)) for start in range(0, D, block)]
-        widths = [(cut.stop - cut.start) * K for cut in self.cuts]
-        self.context = nn.Linear(features, (len(widths) - 1) * hidden) if len(widths) > 1 else None
-        self.read = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths[:-1])
-        self.write = nn.ModuleList(nn.Linear(hidden, width) for width in widths[1:])
-        for layer in self.write:
-            nn.init.normal_(layer.weight, std=WRITE_STD)
-            nn.init.zeros_(layer.bias)
-
-    def condition(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Features (B, C) → one shift (B, 1, hidden) a block but the first."""
-        if self.context is None:
-            return ()
-        return self.context(features).unsqueeze(-2).chunk(len(self.write), dim=-1)
-
-    def sample(self, mean: Tensor, shifts: tuple[Tensor, ...], n: int, generator=None) -> Tensor:
-        """n latents a state, (B, n, D, K)."""
-        latent = gumbel((len(mean), n, *mean.shape[2:]), mean, generator)
-        hidden = 0.0
-        for i, cut in enumerate(self.cuts):
-            latent[:, :, cut] += self._logits(i, mean, shifts, hidden)
-            hidden = self._read(i, hidden, latent[:, :, cut])
-        return latent
-
-    def sample_given(self, mean: Tensor, shifts: tuple[Tensor, ...], action: Tensor, generator=None) -> Tensor:
-        """Latents whose argmax is the action, each v_d given a_d and v_<d alone: (B, n, D) → (B, n, D, K)."""
-        blocks, hidden = [], 0.0
-        for i, cut in enumerate(self.cuts):
-            blocks.append(truncated_gumbel(self._logits(i, mean, shifts, hidden), action[:, :, cut], generator))
-            hidden = self._read(i, hidden, blocks[-1])
-        return torch.cat(blocks, 2)
-
-    def log_weight(self, mean: Tensor, shifts: tuple[Tensor, ...], latent: Tensor, action: Tensor) -> Tensor:
-        """log w = Σ_d log softmax(l_d(v_<d))_{a_d}, a = argmax v, pathwise as in `_Held`: (B, n, D, K) → (B, n)."""
-        log_w, hidden = 0.0, 0.0
-        for i, cut in enumerate(self.cuts):
-            logits = self._logits(i, mean, shifts, hidden)
-            log_p, read = _Held.apply(logits, latent[:, :, cut], action[:, :, cut])
-            log_w, hidden = log_w + log_p, self._hidden(i, hidden, read)
-        return log_w
-
-    def entropy(self, mean: Tensor, shifts: tuple[Tensor, ...], n: int, generator=None) -> Tensor:
-        """Σ_d H(softmax l_d(v_<d)) of n draws, in nats, pathwise: (B, n)."""
-        noise = gumbel((len(mean), n, *mean.shape[2:]), mean, generator)
-        total, hidden = 0.0, 0.0
-        for i, cut in enumerate(self.cuts):
-            logits = self._logits(i, mean, shifts, hidden)
-            log_p = logits - torch.logsumexp(logits, -1, keepdim=True)
-            total = total - (log_p.exp() * log_p.clamp_min(-1e4)).sum((-2, -1))
-            hidden = self._read(i, hidden, logits + noise[:, :, cut])
-        return total
-
-    def _logits(self, i: int, mean: Tensor, shifts: tuple[Tensor, ...], hidden: Tensor | float) -> Tensor:
-        """l of block i, (B, 1 or n, d, K)."""
-        own = mean[:, :, self.cuts[i]]
-        return own + self.write[i - 1]((hidden + shifts[i - 1]).relu_()).unflatten(-1, own.shape[2:]) if i else own
-
-    def _read(self, i: int, hidden: Tensor | float, latent: Tensor) -> Tensor | float:
-        """What blocks up to i add to the hidden units (B, n, hidden): of v (B, n, d, K)."""
-        if i == len(self.read):
-            return hidden
-        _, share, total = _share(latent)
-        return self._hidden(i, hidden, share / total)
-
-    def _hidden(self, i: int, hidden: Tensor | float, shares: Tensor) -> Tensor | float:
-        return hidden + self.read[i](shares.flatten(-2)) if i < len(self.read) else hidden
-
-
-def flat_parameters(*modules: nn.Module) -> nn.Parameter:
-    """One parameter that all the modules' parameters, and their gradients, are views of: one step for all of them.
-
-    Its `grad` stays allocated: set it to zero in place, never to None.
-    """
-    parameters = list(dict.fromkeys(chain.from_iterable(module.parameters() for module in modules)))
-    flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    at = 0
-    for p in parameters:
-        p.data = flat.data[at : at + p.numel()].view_as(p)
-        p.grad = flat.grad[at : at + p.numel()].view_as(p)
-        at += p.numel()
-    return flat

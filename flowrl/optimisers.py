@@ -1,6 +1,9 @@
-"""The optimisers that A2C descends with (paper, Table A.2: "RMSprop", of which there are two)."""
+"""The optimisers that A2C descends with (paper, Table A.2: "RMSprop", of which there are two), and what they step."""
+
+from itertools import chain
 
 import torch
+from torch import nn
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -27,3 +30,19 @@ class RMSpropTF(torch.optim.Optimizer):
 
 
 OPTIMISERS = {"rmsprop": torch.optim.RMSprop, "rmsprop_tf": RMSpropTF}
+
+
+def flat_parameters(*modules: nn.Module) -> nn.Parameter:
+    """One parameter that all the modules' parameters, and their gradients, are views of: one step for all of them.
+
+    Its `grad` stays allocated: set it to zero in place, never to None.
+    """
+    parameters = list(dict.fromkeys(chain.from_iterable(module.parameters() for module in modules)))
+    flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
+    flat.grad = torch.zeros_like(flat)
+    at = 0
+    for p in parameters:
+        p.data = flat.data[at : at + p.numel()].view_as(p)
+        p.grad = flat.grad[at : at + p.numel()].view_as(p)
+        at += p.numel()
+    return flat

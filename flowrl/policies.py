@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .estimators import Alpha, cis_weights, cubo, elbo, iwae, sandwich
-from .flows import Flow, GumbelFlow, soft_threshold, soft_threshold_inverse
+from .flows import Flow, soft_threshold, soft_threshold_inverse
 
 LOG_SCALE = (-5.0, 2.0)  # range of a learnt log σ
 MAX_LOGITS = 200_000  # |A| up to which a policy may have a logit for every action
@@ -71,7 +71,7 @@ def check_size(sizes: tuple[int, ...], policy: str) -> None:
         raise ValueError(f"{many}: Wol-DDPG numbers them, fewer than 2^63; methods with iar only draw")
 
 
-def _existing(sizes: tuple[int, ...]) -> Tensor | None:
+def existing_categories(sizes: tuple[int, ...]) -> Tensor | None:
     """(D, K) bool, which categories exist; None where all do."""
     if len(set(sizes)) == 1:
         return None
@@ -119,7 +119,7 @@ class Posterior(nn.Module):
         super().__init__()
         self.shape = (len(sizes), max(sizes))
         dim = math.prod(self.shape)
-        self.register_buffer("existing", _existing(sizes), persistent=False)
+        self.register_buffer("existing", existing_categories(sizes), persistent=False)
         self.state = nn.Linear(features, hidden)
         self.action = nn.Linear(dim, hidden, bias=False)
         self.base = nn.Linear(hidden, 2 * dim)
@@ -178,7 +178,7 @@ class FlowPolicy(nn.Module):
         self.sizes, self.shape = sizes, (len(sizes), max(sizes))
         dim = math.prod(self.shape)
         self.estimator, self.n_posterior = config.estimator, config.n_posterior
-        self.register_buffer("existing", _existing(sizes), persistent=False)
+        self.register_buffer("existing", existing_categories(sizes), persistent=False)
         self.encoder = encoder
         self.mean = nn.Linear(features, dim)
         nn.init.normal_(self.mean.weight, std=0.01)
@@ -277,75 +277,6 @@ class FlowPolicy(nn.Module):
         return log_ratio.mean(-1)
 
 
-# ------------------------------------------------------------------------------------------------ the Gumbel flow
-
-
-class GumbelFeatures(NamedTuple):
-    mean: Tensor  # (B, 1, D, K), μ(s); −∞ where a category does not exist
-    shifts: tuple[Tensor, ...]  # what the state adds in each block
-
-
-class GumbelFlowPolicy(nn.Module):
-    """a = argmax of a `GumbelFlow`, of which π(a_d|v_<d) = softmax(l_d) is known, so that nothing has to coincide.
-
-    Let u be the uniforms behind the latents given a (`truncated_gumbel`), w(u) = Π_d softmax(l_d(v_<d))_{a_d}. Then
-        π(a|s) = E_u[w]    and    ∇log π(a|s) = E_u[∇w] / π(a|s) = E[∇log w | a],
-    since draws with argmax a have u with density w / π: such a draw's own latent, its u held, is all that the score
-    takes (N = 1). N − 1 truncated draws beside it, self-normalised, leave it unbiased and quieten it. E_u[w] is the GHK
-    simulator (Geweke, Hajivassiliou, Keane) with softmax for Φ; to condition the score on the action is the marginal
-    policy gradient (Eisenach et al. 2019). ∇H(π') is −Cov(log w, ∇log w) over the valid draws, exact but for the noise
-    of w given a (`rejection.entropy_weights`); counts miss most of it where few draws coincide, and Σ_d H(softmax l_d)
-    is of π, whose gradient may point the other way (`python -m benchmarks.gumbel`).
-    """
-
-    def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
-        super().__init__()
-        self.sizes, self.shape, self.n_latents = sizes, (len(sizes), max(sizes)), config.n_posterior
-        self.register_buffer("existing", _existing(sizes), persistent=False)
-        self.encoder = encoder
-        self.mean = nn.Linear(features, math.prod(self.shape))
-        nn.init.normal_(self.mean.weight, std=0.01)
-        nn.init.zeros_(self.mean.bias)
-        block = config.block or (len(sizes) + 1) // 2
-        self.flow = GumbelFlow(self.shape, block, features, config.policy_hidden)
-
-    def features(self, observation: Tensor, mask: None = None) -> GumbelFeatures:
-        hidden = self.encoder(observation)
-        mean = self.mean(hidden).unflatten(-1, self.shape)
-        if self.existing is not None:
-            mean = mean.masked_fill(~self.existing, -torch.inf)
-        return GumbelFeatures(mean.unsqueeze(1), self.flow.condition(hidden))
-
-    def sample(self, features: GumbelFeatures, n: int, generator: torch.Generator | None = None) -> Sample:
-        """n draws a state: actions (B, n, D) and the latents (B, n, D, K) that gave them."""
-        with torch.no_grad():
-            latent = self.flow.sample(*features, n, generator)
-            return Sample(latent.argmax(-1), latent)
-
-    def log_weights(self, features: GumbelFeatures, action: Tensor, n: int, generator=None) -> Tensor:
-        """log w of n truncated draws for each action (B, M, D): (B, M, n), E[w] = π(a|s)."""
-        repeated = action.repeat_interleave(n, 1)
-        with torch.no_grad():
-            latent = self.flow.sample_given(*features, repeated, generator)
-        return self.flow.log_weight(*features, latent, repeated).unflatten(1, (-1, n))
-
-    def log_prob(self, features: GumbelFeatures, sample: Sample, generator=None) -> Tensor:
-        """log π̂(a|s), π̂ the unbiased mean of w over N truncated draws: (B, n). Biased low, by about Var(w)/(2 N π²)."""
-        return iwae(self.log_weights(features, sample.action, self.n_latents, generator))
-
-    def score_surrogate(self, features: GumbelFeatures, sample: Sample, generator=None) -> Tensor:
-        """(B, n), its gradient unbiased for ∇log π(a|s): log w at its latent, averaged with N − 1 truncated draws."""
-        w = self.flow.log_weight(*features, sample.latent, sample.action)
-        if self.n_latents == 1:
-            return w
-        more = self.log_weights(features, sample.action, self.n_latents - 1, generator)
-        return iwae(torch.cat((w.unsqueeze(-1), more), -1))
-
-    def entropy(self, features: GumbelFeatures, generator=None) -> Tensor:
-        """(B,), in nats: Σ_d H(softmax l_d(v_<d)) of one pathwise draw, in expectation a lower bound of H(π)."""
-        return self.flow.entropy(*features, 1, generator).squeeze(1)
-
-
 # ------------------------------------------------------------------------------------------------ the rivals
 
 
@@ -395,7 +326,7 @@ class FactoredPolicy(nn.Module):
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes, self.shape = sizes, (len(sizes), max(sizes))
-        self.register_buffer("existing", _existing(sizes), persistent=False)
+        self.register_buffer("existing", existing_categories(sizes), persistent=False)
         self.encoder = encoder
         self.logits = nn.Linear(features, math.prod(self.shape))
         nn.init.normal_(self.logits.weight, std=0.01)
@@ -429,7 +360,7 @@ class AutoregressivePolicy(nn.Module):
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes = sizes
-        self.register_buffer("existing", _existing(sizes), persistent=False)
+        self.register_buffer("existing", existing_categories(sizes), persistent=False)
         self.encoder = encoder
         hidden, K = config.policy_hidden, max(sizes)
         self.first = nn.Linear(features, 2 * hidden)
@@ -474,9 +405,3 @@ class AutoregressivePolicy(nn.Module):
         )
 
     score_surrogate = log_prob
-
-
-POLICIES = {
-    "flow": FlowPolicy, "gumbel": GumbelFlowPolicy, "masked": MaskedPolicy, "categorical": CategoricalPolicy,
-    "factored": FactoredPolicy, "autoregressive": AutoregressivePolicy,
-}  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .a2c import COUNTS, MEANS, Trainer, seeded
 from .encoders import make_encoder
-from .flows import flat_parameters
+from .optimisers import flat_parameters
 from .policies import check_size, to_digits
 
 MAX_SLOTS = 2**24  # of the replay buffer: the most categories that torch.multinomial draws from

@@ -1,6 +1,6 @@
 """flowrl.flows: every bijection against autograd's Jacobian in float64, the soft threshold also in float32, where gaps
 of more than 17 round to ties; the layers' gradients against finite differences, the mixture's CDF against scipy's
-logistics; and the flat parameter against torch's own optimiser on the separate ones.
+logistics.
 """
 
 import pytest
@@ -17,7 +17,6 @@ from flowrl.flows import (
     Flow,
     Mixture,
     MixtureCDFCoupling,
-    flat_parameters,
     mixture_logit,
     mixture_quantile,
     soft_threshold,
@@ -320,28 +319,3 @@ def test_padded_categories_stay_as_they_are():
     assert v[0, 0, 2] == 99 and v[0, 0, 1] < 0
     expected = torch.nn.functional.logsigmoid(torch.tensor([-1.0, -3.0, -1.0])).sum()
     torch.testing.assert_close(ladj[0], expected)
-
-
-def test_flat_parameters_step_as_the_separate_ones_do():
-    """RMSprop on the flat parameter against torch's own on the modules' parameters, three steps, bit for bit."""
-    torch.manual_seed(0)
-    nets = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)]
-    twins = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)]
-    for net, twin in zip(nets, twins, strict=True):
-        twin.load_state_dict(net.state_dict())
-    flat = flat_parameters(*nets)
-    ours = torch.optim.RMSprop([flat], lr=0.1)
-    theirs = torch.optim.RMSprop([p for twin in twins for p in twin.parameters()], lr=0.1)
-    for _ in range(3):
-        x = torch.randn(8, 3)
-        flat.grad.zero_()
-        theirs.zero_grad()
-        for first, second in (nets, twins):
-            second(first(x).tanh()).square().mean().backward()
-        assert flat.grad.norm() > 0
-        ours.step()
-        theirs.step()
-    for net, twin in zip(nets, twins, strict=True):
-        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
-            assert torch.equal(p, q)
-            assert p.data_ptr() >= flat.data_ptr() and p.grad is not None

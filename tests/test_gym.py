@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from problems import Counter
 
 from flowrl import per_action
 from flowrl.a2c import Trainer, seeded
@@ -16,29 +17,6 @@ from flowrl.study.config import A2C_METHODS as METHODS
 from flowrl.study.config import make_config
 
 SMALL = {"hidden": 16, "policy_hidden": 8, "n_envs": 4, "n_draws": 8, "elbo_batch": 16, "posterior_fit_steps": 2}
-
-
-class Counter(gymnasium.Env):
-    """Counts up in the one array that it returns every time, by itself and by what the action says; ends at `length`.
-
-    Rewards are random: they tell whether random streams are where they should be. `given` holds all executed actions.
-    """
-
-    def __init__(self, action_space=None, length=3):
-        self.action_space = action_space or spaces.MultiDiscrete([3, 5, 2])
-        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
-        self.count, self.length, self.given = np.zeros(2), length, []
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.count[:] = 0
-        return self.count, {"seed": seed}
-
-    def step(self, action):
-        assert self.action_space.contains(action), action
-        self.given.append(np.array(action))
-        self.count += (1, np.sum(action))
-        return self.count, self.np_random.random(), self.count[0] == self.length, False, {"word": str(action)}
 
 
 class Observing(Counter):
@@ -366,9 +344,6 @@ def test_observations_of_every_kind(space, shape):
     assert np.array_equal(batch.to_tensor(shown).numpy(), [expected])
 
 
-ONE, SIZES = Counter(), iter((2, 3))
-
-
 @pytest.mark.parametrize(
     ("env", "said"),
     [
@@ -376,16 +351,9 @@ ONE, SIZES = Counter(), iter((2, 3))
         (lambda: Counter(spaces.Box(0, 1, (2,))), "the action space is Box"),
         (lambda: Counter(spaces.Dict(a=spaces.Discrete(2), b=spaces.Box(0, 1))), "the action space is Dict"),
         ("Pendulum-v1", "the action space is Box"),
-        ("NoSuchThing-v0", "gymnasium can't make 'NoSuchThing-v0'"),
-        ("no_such_module:Thing-v0", "gymnasium can't make"),
-        (ONE, "the environment is Counter; give"),
-        (3, "the environment is int; give"),
-        (lambda: 3, "the callable returned int"),
-        (lambda: ONE, "the same environment twice"),
-        (lambda: Counter(spaces.Discrete(next(SIZES))), "differ in their"),
     ],
 )
-def test_environments_that_do_not_fit(env, said):
+def test_spaces_that_do_not_fit(env, said):
     with pytest.raises(ValueError, match=said) as error:
         GymBatched(env, 2)
     assert "\n" not in str(error.value)
@@ -465,20 +433,6 @@ def test_older_interfaces(make, said):
             batch.step(torch.zeros(2, 3, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("mode", list(gymnasium.vector.AutoresetMode))
-def test_vector_environments(mode):
-    """Whatever its own way to reset, the environments of a SyncVectorEnv go on as they do here."""
-    vector = gymnasium.vector.SyncVectorEnv([Counter, Counter], autoreset_mode=mode)
-    batch = GymBatched(vector, 2, generator=generator())
-    plain = GymBatched(Counter, 2, generator=generator())
-    for _ in range(7):
-        action = torch.ones(2, 3, dtype=torch.int64)
-        for ours, theirs in zip(batch.step(action), plain.step(action), strict=True):
-            assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="the vector environment has 2 environments; n_envs is 3"):
-        GymBatched(vector, 3)
-
-
 # ----------------------------------------------------------------------------------- training and checkpoints
 
 
@@ -540,33 +494,3 @@ def test_resume_is_exact(make):
     got, observation = trained(resumed, 10)
     assert all(map(torch.equal, got, expected))
     assert torch.equal(observation, last)
-
-
-def test_what_cannot_be_pickled_is_copied_and_what_cannot_be_copied_is_refused():
-    class Local(Counter):  # no module holds it, so pickle can't find it again
-        pass
-
-    class Rebuilt(Counter, gymnasium.utils.EzPickle):  # its pickle is its constructor's arguments: not where it stands
-        def __init__(self):
-            gymnasium.utils.EzPickle.__init__(self)
-            super().__init__()
-
-    class Stuck(Counter):
-        def __deepcopy__(self, memo):
-            raise TypeError("holds a handle")
-
-    zeros = torch.zeros(2, 3, dtype=torch.int64)
-    batch = GymBatched(Local, 2, generator=generator())
-    batch.step(zeros)
-    state = batch.state_dict()
-    expected = [batch.step(zeros) for _ in range(4)]
-    for _ in range(2):  # a checkpoint serves more than once
-        batch.load_state_dict(state)
-        for step in expected:
-            assert all(map(torch.equal, batch.step(zeros), step))
-    for kind in (Rebuilt, Stuck):
-        batch = GymBatched(kind, 2)
-        with pytest.raises(ValueError, match="^this environment can't be copied"):
-            batch.load_state_dict(batch.state_dict())
-    with pytest.raises(ValueError, match="another environment or batch"):
-        GymBatched(Counter, 3).load_state_dict(state)

@@ -1,4 +1,6 @@
-"""flowrl.optimisers: TensorFlow's RMSprop against its recursion written out, and where it parts from torch's."""
+"""flowrl.optimisers: TensorFlow's RMSprop against its recursion written out, and where it parts from torch's; the flat
+parameter against torch's own optimiser on the separate ones.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl.optimisers import OPTIMISERS, RMSpropTF
+from flowrl.optimisers import OPTIMISERS, RMSpropTF, flat_parameters
 
 LR, ALPHA, EPS = 3e-4, 0.99, 1e-5
 
@@ -48,3 +50,28 @@ def test_a_parameter_without_gradient_stays():
     p = torch.nn.Parameter(torch.ones(2))
     RMSpropTF([p], lr=1.0).step()
     assert torch.equal(p.detach(), torch.ones(2))
+
+
+def test_flat_parameters_step_as_the_separate_ones_do():
+    """RMSprop on the flat parameter against torch's own on the modules' parameters, three steps, bit for bit."""
+    torch.manual_seed(0)
+    nets = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)]
+    twins = [torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)]
+    for net, twin in zip(nets, twins, strict=True):
+        twin.load_state_dict(net.state_dict())
+    flat = flat_parameters(*nets)
+    ours = torch.optim.RMSprop([flat], lr=0.1)
+    theirs = torch.optim.RMSprop([p for twin in twins for p in twin.parameters()], lr=0.1)
+    for _ in range(3):
+        x = torch.randn(8, 3)
+        flat.grad.zero_()
+        theirs.zero_grad()
+        for first, second in (nets, twins):
+            second(first(x).tanh()).square().mean().backward()
+        assert flat.grad.norm() > 0
+        ours.step()
+        theirs.step()
+    for net, twin in zip(nets, twins, strict=True):
+        for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(p, q)
+            assert p.data_ptr() >= flat.data_ptr() and p.grad is not None

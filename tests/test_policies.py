@@ -14,12 +14,12 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Normal
 
 from flowrl import rejection
+from flowrl.gumbel import GumbelFlowPolicy
 from flowrl.policies import (
     AutoregressivePolicy,
     CategoricalPolicy,
     FactoredPolicy,
     FlowPolicy,
-    GumbelFlowPolicy,
     MaskedPolicy,
     Sample,
     packed,

@@ -8,9 +8,6 @@ valid actions but the oracle's answers (paper, section 1; `validity`: where it m
 never executed.
 """
 
-import contextlib
-import copy
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,12 +15,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.utils import EzPickle
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from ..rejection import NOTHING
 from .batched import Step, check_actions
+from .copies import copies, restored, snapshot
 from .spaces import Categories, Observations, frozen
 from .validity import MASKS, Judge, PerAction, State, Validity, list_judge, mask_judge, recognised, source_named
 
@@ -78,7 +75,7 @@ class GymBatched:
         if when_none_valid == "noop" and known_valid is None:
             raise ValueError("when_none_valid is 'noop', and known_valid, the action to execute then, was not given")
         self.n_envs, self.device = n_envs, torch.device(device)
-        self._envs, self.name = _copies(env, n_envs)
+        self._envs, self.name = copies(env, n_envs)
         first = self._envs[0]
         self.categories = Categories(first.action_space)
         self.observations = Observations(first.observation_space, frozenset(MASKS))
@@ -316,7 +313,7 @@ class GymBatched:
         `load_state_dict`, which runs code: load only checkpoints that you trust.
         """
         return {
-            "environments": _snapshot(self._states),
+            "environments": snapshot(self._states),
             "observation": self._observation.clone(),
             "violations": self.violations,
             "none_valid": self.none_valid,
@@ -330,7 +327,7 @@ class GymBatched:
             raise ValueError("the checkpoint is of another environment or batch")
         if state["environments"] is None:
             raise ValueError("this environment can't be copied, so its checkpoint doesn't hold it: no resume")
-        self._states = _restored(state["environments"])
+        self._states = restored(state["environments"])
         self._envs = [state.env for state in self._states]
         self.violations, self.none_valid, self.steps = state["violations"], state["none_valid"], state["steps"]
         self._observed()
@@ -409,64 +406,3 @@ def _was_valid(i: int, action: Tensor, answers: list[tuple[list[int], Tensor, Te
         for rows, asked, valid in answers
         if i in rows
     )
-
-
-def _copies(env: str | Callable[[], gymnasium.Env] | SyncVectorEnv, n_envs: int) -> tuple[list[gymnasium.Env], str]:
-    """B environments, alike and each its own, and what to call them. Raises ValueError."""
-    if isinstance(env, VectorEnv):
-        made = _taken_from(env, n_envs)
-    else:
-        made = [_made(env)]
-        Categories(made[0].action_space)  # a space that doesn't fit is told before 64 copies are made
-        made += [_made(env) for _ in range(n_envs - 1)]
-    if len({id(one.unwrapped) for one in made}) < n_envs:
-        raise ValueError("the callable returned the same environment twice; it must make a new one each time")
-    first = made[0]
-    if any(one.observation_space != first.observation_space or one.action_space != first.action_space for one in made):
-        raise ValueError("the environments made differ in their observation or action spaces; they must be alike")
-    return made, first.spec.id if first.spec is not None else type(first.unwrapped).__name__
-
-
-def _taken_from(env: VectorEnv, n_envs: int) -> list[gymnasium.Env]:
-    if not isinstance(env.unwrapped, SyncVectorEnv) or env is not env.unwrapped:
-        raise ValueError(
-            f"{type(env).__name__} keeps its environments to itself; give what makes one of them, or a SyncVectorEnv"
-        )
-    if env.num_envs != n_envs:
-        raise ValueError(f"the vector environment has {env.num_envs} environments; n_envs is {n_envs}")
-    return list(env.envs)
-
-
-def _made(env: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    if isinstance(env, gymnasium.Env) or not (isinstance(env, str) or callable(env)):
-        raise ValueError(
-            f"the environment is {type(env).__name__}; give a gymnasium id, or a callable that makes a new environment"
-        )
-    try:
-        made = gymnasium.make(env) if isinstance(env, str) else env()
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"gymnasium can't make {env!r}: {' '.join(str(error).split())}") from None
-    if not isinstance(made, gymnasium.Env):
-        raise ValueError(f"the callable returned {type(made).__name__}; it must make a gymnasium.Env")
-    return made
-
-
-def _snapshot(states: list[State]) -> Tensor | list[State] | None:
-    """The environments and what they gave last as bytes, else as copies, else None.
-
-    They are copied together: they may share what they hold.
-    """
-    if any(isinstance(state.env.unwrapped, EzPickle) for state in states):
-        return None
-    plain = [tuple(state) for state in states]
-    try:
-        return torch.frombuffer(bytearray(pickle.dumps(plain)), dtype=torch.uint8)
-    except Exception:  # whatever an environment's own parts raise when they can't be pickled
-        with contextlib.suppress(Exception):
-            return copy.deepcopy(plain)
-    return None
-
-
-def _restored(snapshot: Tensor | list[tuple]) -> list[State]:
-    plain = pickle.loads(snapshot.cpu().numpy().tobytes()) if isinstance(snapshot, Tensor) else copy.deepcopy(snapshot)
-    return [State(frozen(observation), info, env) for observation, info, env in plain]
