@@ -91,22 +91,31 @@ def with_suffix(path: Path, suffix: str) -> Path:
 
 
 def write_record(path: Path, rows: list[dict], facts: dict) -> None:
-    """Write <path>.csv and <path>.json, whole or not at all."""
-    with replacing(with_suffix(path, ".csv")) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
-    with replacing(with_suffix(path, ".json")) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    """Write <path>.csv and <path>.json, whole or not at all, and never a curve beside another run's facts."""
+    with replacing(with_suffix(path, ".json")) as text, replacing(with_suffix(path, ".csv")) as curve:
+        text.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        with open(curve, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
+        with_suffix(path, ".json").unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing(path: Path):
-    """A temporary path that takes the place of `path` when all went well: a file is there whole, or as it was."""
+    """A temporary path that takes the place of `path` when all went well: a file is there whole, or as it was.
+
+    Raises OSError naming `path` where the disk is full, say.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides it in its own
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -121,6 +130,8 @@ def alone(path: Path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"{path} is being made by another process") from None
+        for left in path.parent.glob(f".{path.name}.*.[0-9]*"):  # by a process that was killed while it wrote
+            left.unlink()
         yield
 
 

@@ -79,8 +79,8 @@ class Run:
             "train_s": self.train_s, "started": self.started, "made_with": self.made_with,
             "violations": self.evaluator.violations,
         }  # fmt: skip
-        with replacing(with_suffix(self.path, ".pt")) as temporary:
-            torch.save(state, temporary)
+        with replacing(with_suffix(self.path, ".pt")) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
 
     def resume(self) -> bool:
         """Take up a checkpoint of the same configuration where there is one."""

@@ -1,0 +1,232 @@
+"""Kill and resume: whatever moment a run dies at, the same call again ends in the record of a run that never died.
+
+Runs are forked, so that a seed's moment of death is the only thing that differs from a user's `kill -9`. Marked `long`.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from flowrl.study import records, runs
+from flowrl.study.config import make_config
+
+pytestmark = pytest.mark.long
+
+SMALL = {"eval_every": 320, "eval_episodes": 2, "final_episodes": 8, "hidden": 16, "policy_hidden": 16, "n_envs": 8}
+WOL = {"learning_starts": 100, "replay_size": 500, "replay_batch": 16}
+PAIRS = [
+    ("iar-a2c", "ERA-v1", {}),
+    ("iar-a2c-gumbel", "ERA-v1", {}),
+    ("iar-a2c-paper", "ERA-v1", {"n_draws": 8, "n_correction": 8, "elbo_batch": 16}),
+    ("iar-a2c-released", "ERA-v1", {"n_draws": 8, "n_correction": 8, "elbo_batch": 16}),
+    ("mask", "ERA-v1", {}),
+    ("ar-iar", "ERA-v1", {}),
+    ("factored-iar", "ERA-v1", {}),
+    ("wol-ddpg", "ERA-v1", WOL),
+    ("a2c", "CartPole-v1", {}),
+    ("factored", "ERA-Partial", {}),
+    ("ar", "Toy-Partial", {}),
+    ("iar-a2c", "Joint-Cstr", {}),
+    ("iar-a2c", "Acrobot-v1", {"steps": 640}),
+    ("mask", "Pistonball-v1-cstr", {"steps": 160, "eval_every": 80, "eval_episodes": 1, "final_episodes": 1}),
+]
+KILLS = 4  # of each pair at least: 56 in all
+
+
+def small(method, env, settings):
+    return make_config(env, method, SMALL | {"steps": 960, "seed": 0} | settings)
+
+
+def forked(config, out, before=lambda: None) -> int:
+    """A process that trains a configuration: exit status 0, or 3 and what went wrong in <out>/error."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 3
+    try:
+        os.setsid()  # workers that outlive it are found by its session
+        runs.CHECKPOINT_SECONDS = 0.02
+        before()
+        runs.train(config, out, progress=False)
+        status = 0
+    except BaseException as error:
+        (Path(out) / "error").write_text(repr(error))
+    finally:
+        os._exit(status)
+
+
+def status_of(pid) -> int:
+    """Exit status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def train(config, out) -> float:
+    """Train to the end; seconds."""
+    began = time.monotonic()
+    assert status_of(forked(config, out)) == 0, (Path(out) / "error").read_text()
+    return time.monotonic() - began
+
+
+def record(config, out):
+    """Curve and facts, but for what tells the time."""
+    path = records.record_path(out, config.env, config.method, config.seed)
+    facts = json.loads(records.with_suffix(path, ".json").read_text())
+    for name in ("wall_s", "train_s", "env_steps_per_s", "started", "ended"):
+        del facts[name]
+    return pd.read_csv(records.with_suffix(path, ".csv")).drop(columns=["wall_s", "train_s"]), facts
+
+
+def assert_same_record(config, out, whole):
+    curve, facts = record(config, out)
+    expected, expected_facts = record(config, whole)
+    pd.testing.assert_frame_equal(curve, expected, check_exact=True)
+    assert facts == expected_facts
+    assert not [path for path in Path(out).rglob(".*") if path.suffix != ".lock"]  # nothing half-written is left
+
+
+def session_members(session) -> list[int]:
+    """The living processes of a session."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members
+
+
+@pytest.mark.parametrize(("method", "env", "settings"), PAIRS)
+def test_killed_at_random_moments(tmp_path, method, env, settings):
+    config, rng = small(method, env, settings), np.random.default_rng([*f"{method} {env}".encode()])
+    seconds = train(config, tmp_path / "whole")
+    killed = 0
+    while killed < KILLS:
+        pid = forked(config, tmp_path / "killed")
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        killed += status_of(pid) == -signal.SIGKILL
+        path = records.record_path(tmp_path / "killed", env, method, 0)
+        if records.with_suffix(path, ".json").exists():  # it was quicker: begin again, kill until there are enough
+            assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
+            for suffix in (".json", ".csv", ".pt"):
+                records.with_suffix(path, suffix).unlink()
+        until = time.monotonic() + 10
+        while session_members(pid) and time.monotonic() < until:  # workers notice that nobody speaks to them
+            time.sleep(0.05)
+        assert not session_members(pid)
+    train(config, tmp_path / "killed")
+    assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
+
+
+def die_at(module, name: str, call: int, first=lambda *_: None):
+    """Patch a function so that its call-th call kills the process, after `first`."""
+    original, calls = getattr(module, name), iter(range(10**9))
+
+    def patched(*arguments, **options):
+        if next(calls) == call:
+            first(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(module, name, patched)
+
+
+def half(state, file):
+    """What a write that is cut off leaves."""
+    torch_save(state, file)
+    file.flush()
+    file.truncate(file.tell() // 2)
+
+
+torch_save = torch.save
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("module", "name", "first"), [(os, "replace", lambda *_: None), (torch, "save", half)], ids=["rename", "save"]
+)
+def test_killed_within_a_write(tmp_path, module, name, first, call):
+    config = small("iar-a2c", "ERA-v1", {})
+    train(config, tmp_path / "whole")
+    pid = forked(config, tmp_path / "killed", lambda: die_at(module, name, call, first))
+    assert status_of(pid) == -signal.SIGKILL
+    train(config, tmp_path / "killed")
+    assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
+
+
+def test_killed_between_the_two_files_of_a_record_that_replaces_another(tmp_path):
+    """A curve never stands beside the facts of another run: there is no record then, and the same call makes it."""
+    old, new = (small("mask", "ERA-v1", {"gamma": gamma}) for gamma in (0.9, 0.95))
+    train(new, tmp_path / "whole")
+    train(old, tmp_path / "killed")
+    path = records.record_path(tmp_path / "killed", "ERA-v1", "mask", 0)
+
+    def die_after_the_curve():
+        whole_train, replace = runs.train, os.replace
+
+        def dying(source, target):
+            replace(source, target)
+            if str(target).endswith(".csv"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        runs.train = lambda config, out, progress: whole_train(config, out, force=True, progress=progress)
+        os.replace = dying
+
+    assert status_of(forked(new, tmp_path / "killed", die_after_the_curve)) == -signal.SIGKILL
+    assert records.with_suffix(path, ".csv").exists() and not records.with_suffix(path, ".json").exists()
+    train(new, tmp_path / "killed")
+    assert_same_record(new, tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_full_disk_costs_no_record_and_no_steps(tmp_path, capfd):
+    """One line; the old record stands; with space again the same command goes on."""
+    from flowrl.__main__ import main
+
+    config = small("mask", "ERA-v1", {})
+    options = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    command = ["train", "--env", "ERA-v1", "--method", "mask", "--steps", "960", "--quiet", *options, "--out"]
+    train(config, tmp_path / "whole")
+    train(dataclasses.replace(config, gamma=0.9), tmp_path / "full")
+    old = record(config, tmp_path / "full")
+    checkpoint = records.with_suffix(records.record_path(tmp_path / "whole", "ERA-v1", "mask", 0), ".pt")
+    for limit in (2000, checkpoint.stat().st_size // 2):
+        pid = os.fork()
+        if not pid:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            os._exit(main([*command, str(tmp_path / "full"), "--force"]))
+        assert status_of(pid) == 2
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1 and said.startswith("flowrl: ") and "File too large" in said
+        curve, facts = record(config, tmp_path / "full")
+        assert curve.equals(old[0]) and facts == old[1]
+    assert main([*command, str(tmp_path / "full"), "--force"]) == 0
+    assert_same_record(config, tmp_path / "full", tmp_path / "whole")
+
+
+def test_sigterm_saves_and_ends_at_once(tmp_path):
+    """A scheduler's end of walltime: the checkpoint is of the last update, the next job goes on."""
+    config = small("iar-a2c", "ERA-v1", {"steps": 6400})
+    seconds = train(config, tmp_path / "whole")
+    pid = forked(config, tmp_path / "stopped", lambda: setattr(runs, "CHECKPOINT_SECONDS", 1e9))
+    time.sleep(seconds / 2)
+    os.kill(pid, signal.SIGTERM)
+    assert status_of(pid) == 3
+    assert "Interrupted" in (tmp_path / "stopped" / "error").read_text()
+    path = records.record_path(tmp_path / "stopped", "ERA-v1", "iar-a2c", 0)
+    state = runs.load_checkpoint(records.with_suffix(path, ".pt"), torch.device("cpu"))
+    assert 0 < state["trainer"]["env_steps"] < 6400 and not state["finished"]
+    train(config, tmp_path / "stopped")
+    (tmp_path / "stopped" / "error").unlink()
+    assert_same_record(config, tmp_path / "stopped", tmp_path / "whole")
