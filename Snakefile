@@ -9,6 +9,7 @@ authors/v4 in experiments.yaml; without it their figures are drawn from the reco
 Logs: build/logs; executed notebooks: build/notebooks.
 """
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -69,6 +70,19 @@ os.environ["SOURCE_DATE_EPOCH"] = "1701388800"  # figures of equal records are e
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if "train" not in workflow.global_resources:
     workflow.register_resource("train", CORES)
+
+
+
+# Snakemake's own lock outlives a killed process (profiles/default turns it off), this one ends with it.
+Path("build").mkdir(exist_ok=True)
+LOCK = open("build/.snakemake.lock", "w")
+
+
+onstart:
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError("another snakemake is at work in this folder; wait for it, or use another clone") from None
 
 
 def drawn_by(notebook):
@@ -138,7 +152,7 @@ rule train:
     resources:
         train=1,
     shell:
-        "{PYTHON} -m flowrl train {params.options} --device {params.device:q} > {log:q} 2>&1"
+        "{PYTHON} -m flowrl train {params.options} --wait --device {params.device:q} > {log:q} 2>&1"
 
 
 rule drawn_from:

@@ -63,6 +63,7 @@ def command_line() -> argparse.ArgumentParser:
     train.add_argument("--set", type=_pair, action="append", default=[], metavar="KEY=VALUE", dest="settings",
                        help="override one setting; keys, units and defaults: `list --settings`")  # fmt: skip
     train.add_argument("--force", action="store_true", help="overwrite a finished record")
+    train.add_argument("--wait", action="store_true", help="wait where another process is making the record")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
     queue = commands.add_parser(
@@ -150,7 +151,7 @@ def _train(args) -> None:
             raise config.ConfigError(f"--set {key}=… has an option of its own: --{key}")
     overrides = dict(args.settings) | {"seed": args.seed, "steps": args.steps}
     cfg = config.make_config(args.env, args.method, overrides)
-    facts = runs.train(cfg, args.out, args.name, args.device, args.force, progress=not args.quiet)
+    facts = runs.train(cfg, args.out, args.name, args.device, args.force, not args.quiet, args.wait)
     path = records.record_path(args.out, args.env, args.name or args.method, args.seed)
     score = "" if facts["final_normalised"] is None else f", normalised score {facts['final_normalised']:.3f}"
     print(

@@ -7,7 +7,10 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +19,10 @@ import pandas as pd
 import pytest
 import torch
 
+from flowrl.envs.city import generate
 from flowrl.study import records, runs
 from flowrl.study.config import make_config
+from flowrl.study.records import ROOT
 
 pytestmark = pytest.mark.long
 
@@ -230,3 +235,58 @@ def test_sigterm_saves_and_ends_at_once(tmp_path):
     train(config, tmp_path / "stopped")
     (tmp_path / "stopped" / "error").unlink()
     assert_same_record(config, tmp_path / "stopped", tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------ the pipeline
+
+TARGETS = [f"data/runs/smoke/ERA-v1/{label}/seed0.json" for label in ("mask", "factored-iar")]
+
+
+def snakemake(folder, *arguments):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *TARGETS, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project without records, in another folder."""
+    for name in ("Snakefile", "experiments.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("profiles", "flowrl", "notebooks", "data/cities"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "authors").mkdir()
+    for name in ("v3", "v4"):  # in the place of the paper authors' cities
+        generate(5, 2).to_json(tmp_path / f"authors/authors-{name}.json")
+    return tmp_path
+
+
+def curves(folder):
+    return [pd.read_csv((folder / name).with_suffix(".csv")).drop(columns=["wall_s", "train_s"]) for name in TARGETS]
+
+
+def test_killed_pipeline(project):
+    """`kill -9` of snakemake: its trainings live on, the same command waits for them; no lock is left to be undone."""
+    (project / "experiments.yaml").write_text(
+        (ROOT / "experiments.yaml").read_text().replace("steps: 3200", "steps: 32000")
+    )
+    both = [snakemake(project), snakemake(project)]
+    while all(one.poll() is None for one in both):
+        time.sleep(0.05)
+    [refused] = [one for one in both if one.poll() is not None]  # two in one folder: one says so, and spoils nothing
+    assert refused.returncode != 0 and "another snakemake is at work in this folder" in refused.stdout.read()
+    [first] = [one for one in both if one is not refused]
+    while not list(project.glob("data/runs/smoke/ERA-v1/*/seed0.pt")):  # until one trains
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    again = snakemake(project)
+    said = again.communicate()[0]
+    assert again.returncode == 0, said
+    killed = curves(project)
+    shutil.rmtree(project / "data/runs")
+    assert snakemake(project).wait() == 0
+    for curve, expected in zip(killed, curves(project), strict=True):
+        pd.testing.assert_frame_equal(curve, expected, check_exact=True)

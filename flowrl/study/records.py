@@ -121,13 +121,16 @@ def replacing(path: Path):
 
 
 @contextmanager
-def alone(path: Path):
-    """Hold a record for this process until it ends, however it ends. Raises BusyError where another holds it."""
+def alone(path: Path, wait: bool = False):
+    """Hold a record for this process until it ends, however it ends.
+
+    Where another holds it: wait for that to end, or raise BusyError.
+    """
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise BusyError(f"{path} is being made by another process") from None
         for left in path.parent.glob(f".{path.name}.*.[0-9]*"):  # by a process that was killed while it wrote

@@ -215,29 +215,38 @@ class Run:
 
 
 def train(config: TrainConfig, out: Path, label: str | None = None, device: str = "auto", force: bool = False,
-          progress: bool = True) -> dict:  # fmt: skip
+          progress: bool = True, wait: bool = False) -> dict:  # fmt: skip
     """Train a configuration into <out>/<environment>/<label>/seed<k>.{csv,json}; the facts of its record.
 
     Goes on from an unfinished checkpoint of the same configuration; returns a finished record of it as it is, unless
-    `force`. Raises RecordError where a record of another configuration stands, unless `force`, and, as BusyError, where
-    another process is at it; FloatingPointError where training diverges; ConfigError; Interrupted.
+    `force`. Where another process is at it: waits for that, with `wait`, or raises BusyError. Raises RecordError where
+    a record of another configuration stands, unless `force`; FloatingPointError where training diverges; ConfigError;
+    Interrupted.
     """
     if label is not None and (label in ("", "..") or Path(label).name != label):
         raise ConfigError(f"--name is {label!r}; it names a folder: not empty, no path")
     path = record_path(out, config.env, label or config.method, config.seed)
-    if with_suffix(path, ".json").exists() and not force:
-        facts = read_facts(path)
-        if not config.made(facts):
-            raise RecordError(
-                f"{path}.json is a finished record of another configuration ({config.unlike(facts)}); --force "
-                "overwrites it"
-            )
+    if not force and (facts := _finished(config, path)):
         return facts
     run = Run(config, out, label, device)
-    with alone(path):
+    with alone(path, wait):
+        if not force and (facts := _finished(config, path)):  # by a process that was waited for
+            return facts
         if run.resume() and progress:
             print(f"going on from {path}.pt at {run.trainer.env_steps} steps", file=sys.stderr)
         return run.train(progress)
+
+
+def _finished(config: TrainConfig, path: Path) -> dict | None:
+    """The facts of a finished record. Raises RecordError where it is one of another configuration."""
+    if not with_suffix(path, ".json").exists():
+        return None
+    facts = read_facts(path)
+    if config.made(facts):
+        return facts
+    raise RecordError(
+        f"{path}.json is a finished record of another configuration ({config.unlike(facts)}); --force overwrites it"
+    )
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict:
