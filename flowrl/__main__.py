@@ -1,4 +1,4 @@
-"""The command line: python -m flowrl train | queue | tune | optimum | evaluate | generate | import-city | list |
+"""The command line: python -m flowrl train | queue | tune | optimum | evaluate | generate | city | import-city | list |
 claims.
 
 Units everywhere; bad input is answered by one line and exit status 2.
@@ -6,13 +6,14 @@ Units everywhere; bad input is answered by one line and exit status 2.
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
 from pathlib import Path
 
 from . import envs
-from .envs import authors
+from .envs import authors, maps
 from .rejection import NoValidActionError
 from .study import config, evaluation, queue, records, runs
 from .truth import search
@@ -32,6 +33,16 @@ def _count(text: str) -> int:
         number = -1
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number ≥ 0")
+    return number
+
+
+def _real(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number ≥ 0")
     return number
 
 
@@ -121,6 +132,30 @@ def command_line() -> argparse.ArgumentParser:
     generate.add_argument("--max-hops", type=_count, default=3, metavar="H", help="hops a move may take (default 3)")
     generate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .json file")
     generate.add_argument("--force", action="store_true", help="overwrite a file")
+
+    city = commands.add_parser(
+        "city",
+        help="make a city of a road network",
+        description="Read an edge list (CSV: from, to, cost), GraphML, node-link JSON, a TNTP network or an OR-library "
+        "p-median file and write it as a city to train on. Emergencies follow the nodes' demand and pay 1 where they "
+        "are served, -1 where not.",
+    )
+    city.add_argument("file", type=Path, metavar="INPUT", help="the network")
+    city.add_argument("--out", type=Path, required=True, metavar="CITY", help="the .json file to write")
+    city.add_argument("--format", choices=maps.FORMATS, help="one of: %(choices)s (default: told from the file)")
+    city.add_argument("--demand", metavar="FILE|NAME", help="a CSV file (node, demand), a TNTP trip table, or a node "
+                      "attribute (default: demand or population, else the same everywhere)")  # fmt: skip
+    city.add_argument("--cost", metavar="NAME", help="the edge attribute or column that says what a road costs")
+    city.add_argument("--road-cost", type=_real, default=0.1, metavar="C",
+                      help="what a road costs on average, as costs are scaled (default %(default)s)")  # fmt: skip
+    city.add_argument("--resources", type=_count, metavar="D", help="number of resources (default 3, or p)")
+    city.add_argument("--max-hops", type=_count, default=3, metavar="H", help="hops a move may take (default 3)")
+    city.add_argument("--proximity", type=_count, nargs=3, action="append", default=[], metavar=("R", "R'", "HOPS"),
+                      help="two resources that must end a step within so many hops; repeatable")  # fmt: skip
+    city.add_argument("--epsilon", type=_real, default=0.05, metavar="E", help="share of emergencies that strike "
+                      "uniformly (default %(default)s)")  # fmt: skip
+    city.add_argument("--horizon", type=_count, default=100, metavar="T", help="steps of an episode (default 100)")
+    city.add_argument("--force", action="store_true", help="overwrite a file")
 
     imported = commands.add_parser(
         "import-city",
@@ -217,6 +252,17 @@ def _generate(args) -> None:
     _write(city, args.out)
 
 
+def _city(args) -> None:
+    _check_out(args)
+    names = ("resources", "max_hops", "proximity", "road_cost", "epsilon", "horizon")
+    city, notes = maps.read(
+        args.file, args.format, args.demand, args.cost, **{name: getattr(args, name) for name in names}
+    )
+    _write(city, args.out)
+    for note in notes:
+        print(f"  {note}")
+
+
 def _import_city(args) -> None:
     _check_out(args)
     _write(authors.read(args.file), args.out)
@@ -277,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = command_line().parse_args(arguments)
     command = {
         "train": _train, "queue": _queue, "tune": _tune, "optimum": _optimum, "evaluate": _evaluate,
-        "generate": _generate, "import-city": _import_city, "list": _list, "claims": _claims,
+        "generate": _generate, "city": _city, "import-city": _import_city, "list": _list, "claims": _claims,
     }  # fmt: skip
     try:
         status = command[args.command](args) or 0

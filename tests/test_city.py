@@ -64,6 +64,9 @@ MALFORMED = [
     ({"travel_cost": [[0, 1, 1, 1]] * 3}, "travel_cost: got"),
     ({"travel_cost": [[0, 1, 1, -1]] * 4}, "travel_cost: got the item [0, 1, 1, -1]"),
     ({"travel_cost": [[0, 1, 1, 1]] * 4}, "travel_cost: staying put costs something"),
+    ({"edges": []}, "edges: not connected: no path from district 0 to 1"),
+    ({"map": {"places": [[0, 0]]}}, 'map: got {"places": [[0, 0]]}; allowed: null or an object'),
+    ({"map": {"colour": "red"}}, "map: got"),
     ({"horizon": 0}, "horizon: got 0"),
     ({"start": "anywhere"}, 'start: got "anywhere"; allowed: "proximate" or "uniform"'),
     (
@@ -109,6 +112,14 @@ def test_uniform_start_is_checked_exactly_or_refused():
     City.from_dict(far | {"resources": 30, "proximity": [[28, 29, 1]]}, "free resources do not matter")
     with pytest.raises(CityError, match="a valid first move cannot be checked for 1073741824 allocations"):
         City.from_dict(far | {"resources": 15, "proximity": [[r, r + 1, 1] for r in range(14)]}, "too many to check")
+
+
+def test_how_a_city_is_drawn_is_no_part_of_what_it_is(tmp_path):
+    drawn = {"labels": ["a", "b", "c", "d"], "places": [[0, 0.5]] * 4, "source": "nowhere"}
+    plain, city = City.load(written(tmp_path)), City.load(written(tmp_path, map=drawn))
+    assert city.digest == plain.digest and city.tight().map == drawn and "map" not in plain.to_dict()
+    city.to_json(tmp_path / "again.json")
+    assert City.load(tmp_path / "again.json").map == drawn
 
 
 def cheapest_shortest(city, i, j):

@@ -17,6 +17,7 @@ import numpy as np
 
 CITIES = Path(__file__).parent / "cities"
 ENUMERABLE = 100_000  # allocations up to which start states are listed and checked one by one
+OPTIONAL = ("travel_cost", "map")
 SAMPLED_STARTS = 4_096  # start allocations drawn for a larger city
 
 
@@ -52,6 +53,7 @@ class City:
     horizon: int  # steps of an episode
     start: str  # "proximate": uniform over allocations that satisfy proximity; "uniform": over all
     travel_cost: list | None = None  # (K, K); default: path cost along a hop-shortest path, cheapest of those
+    map: dict | None = None  # how it is drawn and where it is from; no part of what it is, nor of `digest`
 
     @staticmethod
     def names() -> list[str]:
@@ -87,9 +89,9 @@ class City:
         return city
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object: every field but the name; `travel_cost` only where it is given."""
+        """The JSON object: every field but the name; `travel_cost` and `map` only where they are given."""
         data = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}
-        return data if self.travel_cost is not None else {k: v for k, v in data.items() if k != "travel_cost"}
+        return {key: value for key, value in data.items() if value is not None or key not in OPTIONAL}
 
     def to_json(self, path: str | Path) -> None:
         """Write the instance, one key a line."""
@@ -99,7 +101,8 @@ class City:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON: the same for the same city, whatever its name or file."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        told = {key: value for key, value in self.to_dict().items() if key != "map"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def tight(self) -> "City":
         """The same city under the paper's own words: move to a neighbour or stay, every pair within 2 hops."""
@@ -138,10 +141,15 @@ class City:
         """Hops (K, K) int64, −1 where there is no path, and the cheapest cost (K, K) among the hop-shortest paths."""
         hops = np.where(np.eye(self.districts, dtype=bool), 0, -1)
         cost = np.where(hops == 0, 0.0, np.inf)
+        to, at = np.nonzero(np.isfinite(self._edge_cost))  # each road both ways, by where it leads
+        ends, first = np.unique(to, return_index=True)
         for distance in range(1, self.districts):
             frontier = np.where(hops == distance - 1, cost, np.inf)
-            reached = (frontier[:, :, None] + self._edge_cost[None]).min(axis=1)
+            reached = np.full_like(cost, np.inf)
+            reached[:, ends] = np.minimum.reduceat(frontier[:, at] + self._edge_cost[to, at], first, axis=1)
             new = (hops < 0) & np.isfinite(reached)
+            if not new.any():
+                break
             hops[new], cost[new] = distance, reached[new]
         return hops, cost
 
@@ -333,6 +341,20 @@ def _profile(value: Any, K: int) -> bool:
     )
 
 
+def _drawn(key: str, value: Any, K: int) -> bool:
+    """Whether what a map says under a key is what pictures can read."""
+    if key == "source":
+        return isinstance(value, str)
+    if key == "labels":
+        return isinstance(value, list) and len(value) == K and all(isinstance(label, str) for label in value)
+    if key == "places":
+        return isinstance(value, list) and len(value) == K and all(_row(place, 2) for place in value)
+    if key == "outlines":
+        outlines = isinstance(value, list) and len(value) == K and all(isinstance(line, list) for line in value)
+        return outlines and all(len(line) > 2 and all(_row(point, 2) for point in line) for line in value)
+    return False
+
+
 # key → (what is allowed, check of the value, check of each item where the value is a list of items); K, D as in City
 _Check = Callable[[Any, int, int], bool]
 SCHEMA: dict[str, tuple[str, _Check, _Check | None]] = {
@@ -360,6 +382,12 @@ SCHEMA: dict[str, tuple[str, _Check, _Check | None]] = {
     "travel_costs": ("true or false", lambda v, K, D: isinstance(v, bool), None),
     "horizon": ("an integer ≥ 1", lambda v, K, D: _integer(v, 1), None),
     "start": ('"proximate" or "uniform"', lambda v, K, D: v in ("proximate", "uniform"), None),
+    "map": (
+        'null or an object, of which pictures read "places" ({K} pairs [x, y]), "outlines" ({K} lists of pairs), '
+        '"labels" ({K} texts) and "source" (a text)',
+        lambda v, K, D: v is None or isinstance(v, dict) and all(_drawn(key, v[key], K) for key in v),
+        None,
+    ),
     "travel_cost": (
         "null or {K} rows of {K} finite costs ≥ 0, 0 on the diagonal",
         lambda v, K, D: v is None or isinstance(v, list) and len(v) == K,
@@ -379,7 +407,7 @@ def _check_keys(data: Any, source: str) -> None:
         raise CityError(f"{source}: a JSON {type(data).__name__}; allowed: an object with the keys {', '.join(SCHEMA)}")
     if unknown := sorted(data.keys() - SCHEMA):
         raise CityError(f"{source}: {unknown[0]}: unknown key; allowed: {', '.join(SCHEMA)}")
-    if missing := [key for key in SCHEMA if key not in data and key != "travel_cost"]:
+    if missing := [key for key in SCHEMA if key not in data and key not in OPTIONAL]:
         raise CityError(f"{source}: {missing[0]}: missing key; allowed: {SCHEMA[missing[0]][0].format(K='K', D='D')}")
     for key, (_, accepts, accepts_item) in SCHEMA.items():
         value, K, D = data.get(key), data["districts"], data["resources"]
@@ -397,9 +425,11 @@ def _brief(value: Any) -> str:
 
 def _check_structure(city: City, source: str) -> None:
     """What no single value shows: repeated edges, connection, weights, and a valid action in every reachable state."""
-    pairs = [frozenset(edge[:2]) for edge in city.edges]
-    if repeated := [edge for k, edge in enumerate(city.edges) if pairs[k] in pairs[:k]]:
-        raise _fault(city, source, "edges", f"repeated edge {_brief(repeated[0])}")
+    listed: set[frozenset[int]] = set()
+    for edge in city.edges:
+        if (pair := frozenset(edge[:2])) in listed:
+            raise _fault(city, source, "edges", f"repeated edge {_brief(edge)}")
+        listed.add(pair)
     if (city.hops < 0).any():
         cut_off = int(np.argmax(city.hops[0] < 0))
         raise _fault(city, source, "edges", f"not connected: no path from district 0 to {cut_off}")
