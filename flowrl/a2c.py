@@ -32,7 +32,7 @@ POLICIES = {
 
 KL_DRAWS = 8  # pathwise draws a state for the latent KL
 MEMORY = 16  # rollouts whose states Algorithm 1 draws from
-COUNTS = ("states", "draws", "valid", "asked", "resamples", "enumerations", "fallbacks")
+COUNTS = ("states", "draws", "valid", *rejection.COUNTS)
 MEANS = ("entropy_estimate", "grad_norm_actor", "grad_norm_critic", "value_loss", "elbo", "ties")
 
 
@@ -137,6 +137,7 @@ class Trainer:
         self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
         self.observation = env.reset()
+        self.executed: Tensor | None = None  # in the step before, (B, D)
         self.env_steps = 0
         self.updates = 0
         self.counts = dict.fromkeys(COUNTS, 0)
@@ -144,16 +145,17 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------ acting
 
-    def decide(self, observation: Tensor, generator: torch.Generator) -> tuple[rejection.Decision, dict]:
-        return rejection.decide(self.policy, self.oracle, observation, self.config, generator, self.fallback)
+    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None):
+        """executed: what was executed before, (B, D), or None → the decision, and counts as of `rejection.decide`."""
+        return rejection.decide(self.policy, self.oracle, observation, self.config, generator, self.fallback, executed)
 
     def rollout(self) -> Rollout:
         """n_steps in every environment, with the policy as it stands."""
         decisions, steps = [], []
         for _ in range(self.config.n_steps):
-            decision, counts = self.decide(self.observation, self.generator)
+            decision, counts = self.decide(self.observation, self.generator, self.executed)
             step = self.env.step(decision.action)
-            self.observation = step.observation
+            self.observation, self.executed = step.observation, decision.action
             decisions.append(decision)
             steps.append(step)
             for name, count in counts.items():
@@ -329,22 +331,23 @@ class Trainer:
         """Undiscounted returns (n_episodes,) of the policy with rejection, one episode in each environment of `env`.
 
         env: a batch of n_episodes environments apart from training; an episode counts up to `most_steps` of it. Also
-        the counts that `decide` gives.
+        the counts that `decide` gives, and `calls`, the oracle calls of each decision.
         """
-        observation = env.reset()
+        observation, executed, calls = env.reset(), None, []
         returns = torch.zeros(n_episodes, dtype=torch.float64, device=self.device)
         running = torch.ones(n_episodes, dtype=torch.bool, device=self.device)
-        totals = dict.fromkeys(("states", "resamples", "enumerations", "fallbacks", "asked"), 0)
+        totals = dict.fromkeys(("states", *rejection.COUNTS), 0)
         while running.any() and totals["states"] < most_steps * n_episodes:
-            decision, counts = self.decide(observation, generator)
+            decision, counts = self.decide(observation, generator, executed)
+            calls.append(decision.calls[running])
             for name, count in counts.items():
                 totals[name] += count
             totals["states"] += n_episodes
             step = env.step(decision.action)
             returns += torch.where(running, step.reward, 0.0)
             running &= ~(step.terminated | step.truncated)
-            observation = step.observation
-        return returns, totals
+            observation, executed = step.observation, decision.action
+        return returns, totals | {"calls": torch.cat(calls) if calls else torch.zeros(0)}
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
@@ -354,6 +357,7 @@ class Trainer:
             "policy": self.policy.state_dict(), "critic": self.critic.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(), "env": self.env.state_dict(), "observation": self.observation,
+            "executed": self.executed,
             "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
             "sums": self.sums,
         } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)})  # fmt: skip
@@ -367,7 +371,7 @@ class Trainer:
         self.generator.set_state(state["generator"].cpu())
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])
-        for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
+        for name in ("observation", "executed", "memory", "env_steps", "updates", "counts", "sums"):
             setattr(self, name, state[name])
         if self.reward_scale is not None:
             vars(self.reward_scale).update(state["reward_scale"])

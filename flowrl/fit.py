@@ -131,6 +131,7 @@ def load(
         raise ValueError(f"{path}: this environment can't be pickled, so it is not in the file; only resume=False")
     if not resume:
         state |= {"env": None, "observation": fitted.observation, "running": torch.zeros_like(fitted.running)}
+        state["executed"] = None
     fitted.load_state_dict(state)
     return fitted
 

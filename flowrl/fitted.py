@@ -209,13 +209,15 @@ class Fitted(Trainer):
         finally:
             self.oracle, self.fallback, self.greedy = before
 
-    def decide(self, observation: Tensor, generator: torch.Generator) -> tuple[rejection.Decision, dict]:
+    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None):
         if not self.greedy:
-            return super().decide(observation, generator)
+            return super().decide(observation, generator, executed)
         more = self.config
         if more.policy != "masked":
             more = dataclasses.replace(more, n_draws=max(more.n_draws, GREEDY_DRAWS))
-        decided, counts = rejection.decide(self.policy, self.oracle, observation, more, generator, self.fallback)
+        decided, counts = rejection.decide(
+            self.policy, self.oracle, observation, more, generator, self.fallback, executed
+        )
         action = greediest(self.policy, decided).where(decided.sampled[:, None], decided.action)
         return decided._replace(action=action), counts
 

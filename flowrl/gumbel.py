@@ -15,9 +15,9 @@ WRITE_STD = 0.3  # of the flow's last layers to begin with: from zero, strong en
 
 
 def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Gumbel(0, 1) noise −log(−log u), u uniform; a u of exactly 0 gives −∞, which never wins."""
+    """Gumbel(0, 1) noise −log(−log u), u uniform; a u of exactly 0 counts as the least number above it: finite."""
     uniform = torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
-    return uniform.log_().neg_().log_().neg_()
+    return uniform.clamp_min_(torch.finfo(like.dtype).tiny).log_().neg_().log_().neg_()
 
 
 def truncated_gumbel(logits: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -102,12 +102,23 @@ class GumbelFlow(nn.Module):
 
     def sample(self, mean: Tensor, shifts: tuple[Tensor, ...], n: int, generator=None) -> Tensor:
         """n latents a state, (B, n, D, K)."""
-        latent = gumbel((len(mean), n, *mean.shape[2:]), mean, generator)
+        return self.push(mean, shifts, gumbel((len(mean), n, *mean.shape[2:]), mean, generator))
+
+    def push(self, mean: Tensor, shifts: tuple[Tensor, ...], noise: Tensor) -> Tensor:
+        """v_d = l_d(v_<d) + noise_d, in place: (B, n, D, K)."""
         hidden = 0.0
         for i, cut in enumerate(self.cuts):
-            latent[:, :, cut] += self._logits(i, mean, shifts, hidden)
+            noise[:, :, cut] += self._logits(i, mean, shifts, hidden)
+            hidden = self._read(i, hidden, noise[:, :, cut])
+        return noise
+
+    def pull(self, mean: Tensor, shifts: tuple[Tensor, ...], latent: Tensor) -> Tensor:
+        """The noise of latents (B, n, D, K), v_d − l_d(v_<d); 0 where a category does not exist."""
+        blocks, hidden = [], 0.0
+        for i, cut in enumerate(self.cuts):
+            blocks.append(latent[:, :, cut] - self._logits(i, mean, shifts, hidden))
             hidden = self._read(i, hidden, latent[:, :, cut])
-        return latent
+        return torch.cat(blocks, 2).masked_fill(mean == -torch.inf, 0.0)
 
     def sample_given(self, mean: Tensor, shifts: tuple[Tensor, ...], action: Tensor, generator=None) -> Tensor:
         """Latents whose argmax is the action, each v_d given a_d and v_<d alone: (B, n, D) → (B, n, D, K)."""

@@ -2,7 +2,8 @@
 
 S actions are drawn a state, the oracle says which are valid, one of the l valid ones, uniformly, is executed. An action
 that the oracle refused is never executed: without a valid draw S is doubled up to a cap, then A is enumerated if it is
-small, then the environment's fallback is called, else `NoValidActionError`. Such steps carry no policy gradient.
+small, then the environment's fallback is called, else `NoValidActionError`. Such steps carry no policy gradient. With
+chains on, `chains` take over from a known valid action where fewer than two draws are valid; those steps learn.
 """
 
 import math
@@ -11,9 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import chains
 from .policies import Sample, to_digits
 
 NOTHING = -1  # all entries of the action where nothing is valid, if the environment knows what becomes of such a state
+
+
+COUNTS = ("asked", "resamples", "chains", "chain_calls", "enumerations", "fallbacks")  # what `decide` counts
 
 
 class NoValidActionError(RuntimeError):
@@ -25,13 +30,14 @@ class Decision(NamedTuple):
 
     observation: Tensor  # (B, …)
     mask: Tensor | None  # (B, |A|) bool, for policies that ask the oracle for all of A
-    sample: Sample  # (B, S, D), and latents; where redrawn, valid draws first
-    valid: Tensor  # (B, S) bool
-    n_valid: Tensor  # (B,) int64, l in the paper's formulas, all valid draws
-    draws: Tensor  # (B,) int64, S in the paper's formulas, all draws made
+    sample: Sample  # (B, S, D), and latents; where redrawn, valid draws first; where chains took over, theirs first
+    valid: Tensor  # (B, S) bool: what stands for draws from π'
+    n_valid: Tensor  # (B,) int64, l in the paper's formulas, all valid plain draws
+    draws: Tensor  # (B,) int64, S in the paper's formulas, all plain draws made
     chosen: Tensor  # (B,) int64, which of the S is executed
     action: Tensor  # (B, D) int64, executed
-    sampled: Tensor  # (B,) bool: executed from the draws, not from enumeration or fallback
+    sampled: Tensor  # (B,) bool: executed from the draws, or chains, not from enumeration or fallback
+    calls: Tensor | None = None  # (B,) int64, how often the oracle was asked
 
 
 def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
@@ -67,15 +73,16 @@ def _pick(valid: Tensor, generator) -> Tensor:
     return ((1 + noise) * valid).argmax(-1)  # 1 + noise: a draw of exactly 0 must not lose to an invalid one
 
 
-def decide(policy, oracle, observation: Tensor, config, generator, fallback=None) -> tuple[Decision, dict]:
+def decide(policy, oracle, observation: Tensor, config, generator, fallback=None, executed=None):
     """Draw, ask, reject, choose: one executed action for each of B states, never one that the oracle refused.
 
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None. Where
     no valid action is found and the fallback says that it `accepts_nothing`, the action is NOTHING, and counts as one.
-    Returns the decision and counts: `resamples` (states that needed more than S draws), `enumerations`, `fallbacks`,
-    `asked` (oracle calls). Raises NoValidActionError.
+    executed: what was executed in the step before, (B, D), or None: where the oracle takes it, chains may start there.
+    Returns the decision and counts: `resamples` (states that needed more than S draws), `chains` (states that chains
+    took over) and their `chain_calls`, `enumerations`, `fallbacks`, `asked` (oracle calls). Raises NoValidActionError.
     """
-    counts = {"resamples": 0, "enumerations": 0, "fallbacks": 0, "asked": 0}
+    counts = dict.fromkeys(COUNTS, 0)
     B, S = len(observation), config.n_draws
     with torch.no_grad():
         if getattr(policy, "needs_mask", False):
@@ -94,38 +101,94 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
             ones = torch.ones(B, dtype=torch.int64, device=observation.device)
             action = sample.action[:, 0].where(found[:, None], NOTHING)
             return Decision(
-                observation, mask, sample, ones.bool()[:, None], ones, ones, ones - 1, action, found
-            ), counts
+                observation, mask, sample, ones.bool()[:, None], ones, ones, ones - 1, action, found,
+                mask.shape[1] * ones,
+            ), counts  # fmt: skip
         sample = policy.sample(policy.features(observation), S, generator)
         valid = ask(oracle, observation, sample.action)
         draws = torch.full((B,), S, device=observation.device)
         counts["asked"] = B * S
-        needed = 2 if config.correction == "leave_one_out" else 1
-        n_valid = valid.sum(-1)
+        needed = 2 if config.correction == "leave_one_out" or config.chains else 1
+        n_valid, calls = valid.sum(-1), torch.zeros_like(draws)
         short = n_valid < needed
-        if short.any():
+        few = bool(short.any())
+        if few and config.chains:
+            sample, valid, short, calls = take_over(policy, oracle, observation, sample, valid, short, config,
+                                                    generator, fallback, executed, counts)  # fmt: skip
+        if few and short.any():
             counts["resamples"] = int(short.sum())
             sample, valid, n_valid, draws = redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
-                                                   config, generator, counts)  # fmt: skip
+                                                   config, generator, counts, short)  # fmt: skip
         chosen = _pick(valid, generator)
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
-        sampled = valid.any(-1) if counts["resamples"] else torch.ones_like(short)
-        if counts["resamples"] and not sampled.all():
-            action, rows = action.clone(), (~sampled).nonzero().squeeze(-1)
+        sampled, calls = valid.any(-1) if few else torch.ones_like(short), calls + draws
+        if few and not sampled.all():
+            action, rows, before = action.clone(), (~sampled).nonzero().squeeze(-1), counts["asked"]
             action[rows] = without_draws(policy.sizes, of_rows(oracle, rows), observation[rows], draws[rows], config,
                                          generator, of_rows(fallback, rows), counts)  # fmt: skip
-        return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled), counts
+            calls[rows] += (counts["asked"] - before) // len(rows)
+        return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled, calls), counts
 
 
-def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts):
+def take_over(policy, oracle, observation, sample, valid, short, config, generator, fallback, executed, counts):
+    """Chains instead of draws in the short states, (B,) bool, of which a valid action is known.
+
+    Returns sample and valid with the chains' draws first, which states are still short, and the oracle calls, (B,).
+    """
+    rows, n = short.nonzero().squeeze(-1), config.chains
+    start, drawn, known, asked = _known(policy, oracle, observation, sample, valid, rows, fallback, executed)
+    calls = torch.zeros_like(short, dtype=torch.int64).index_put((rows,), asked)
+    rows, start = rows[known], Sample(*(None if x is None else x[known] for x in start))
+    if len(rows):
+
+        def accepts(action: Tensor, of: Tensor | None) -> Tensor:
+            these = rows if of is None else rows[of]
+            return ask(of_rows(oracle, these), observation[these], action)
+
+        run = chains.begin(policy, observation[rows], start, drawn[known], n, accepts, generator)
+        for _ in range(config.sweeps):
+            run.sweep()
+        sample, valid = Sample(*(None if x is None else x.clone() for x in sample)), valid.clone()
+        sample.action[rows, :n] = run.action
+        if sample.latent is not None:
+            sample.latent[rows, :n] = run.latent
+        valid[rows] = torch.arange(valid.shape[1], device=valid.device) < n
+        calls[rows] += run.calls
+    counts["chains"], counts["chain_calls"] = len(rows), int(calls.sum())
+    counts["asked"] += counts["chain_calls"]
+    return sample, valid, short.index_put((rows,), torch.zeros_like(rows, dtype=torch.bool)), calls
+
+
+def _known(policy, oracle, observation, sample, valid, rows, fallback, executed):
+    """A valid action of each of these states (b,), where one is known: actions (b, 1, D) and latents; whether it was
+    drawn, whether there is one, and how often the oracle was asked, (b,) each.
+
+    A valid draw, else what the fallback names, else what was executed before, where the oracle accepts it.
+    """
+    states, drawn = observation[rows], valid[rows].any(-1)
+    which = valid[rows].byte().argmax(-1, keepdim=True)
+    start = Sample(*(None if x is None else _gather_rows(x[rows], which) for x in sample))
+    first, known, asked = start.action, drawn, torch.zeros_like(rows)
+    before = None if executed is None else executed[rows]
+    for suggested in (_suggested(policy.sizes, states, of_rows(fallback, rows)), before):
+        if suggested is not None and not known.all():
+            inside = (suggested >= 0).all(-1)  # not NOTHING
+            accepted = inside & ask(of_rows(oracle, rows), states, suggested.clamp_min(0)[:, None])[:, 0]
+            first = torch.where((accepted & ~known)[:, None, None], suggested[:, None], first)
+            known, asked = known | accepted, asked + 1
+    return start._replace(action=first), drawn, known, asked
+
+
+def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts, short=None):
     """Double the draws of states short of valid ones until they have `needed` or the cap is met; keep S, valid first.
 
-    Stopping depends on counts only, so the valid draws stay independent draws from π'.
+    short: which states, (B,) bool; by default those with fewer than `needed`. Stopping depends on counts only, so the
+    valid draws stay independent draws from π'.
     """
     S, more = config.n_draws, config.n_draws
     sample = Sample(sample.action.clone(), None if sample.latent is None else sample.latent.clone())
     valid, n_valid, draws = valid.clone(), n_valid.clone(), draws.clone()
-    rows = (n_valid < needed).nonzero().squeeze(-1)
+    rows = (n_valid < needed if short is None else short).nonzero().squeeze(-1)
     while len(rows) and int(draws[rows[0]]) < config.max_draws:
         more = min(2 * more, config.max_draws - int(draws[rows[0]]))
         new = policy.sample(policy.features(observation[rows]), more, generator)
@@ -161,17 +224,25 @@ def without_draws(sizes, oracle, observation, draws, config, generator, fallback
 
 def _from_fallback(sizes, oracle, observation, fallback, counts) -> tuple[Tensor, Tensor]:
     """What the fallback says, (b, D), and whether the oracle agrees, (b,) bool. ValueError for anything else."""
-    shape = (len(observation), len(sizes))
     counts["fallbacks"] += len(observation)
+    action = _suggested(sizes, observation, fallback)
+    if action is None:
+        nothing = torch.full((len(observation), len(sizes)), NOTHING, dtype=torch.int64, device=observation.device)
+        return nothing, torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
+    counts["asked"] += len(observation)
+    return action, ask(oracle, observation, action[:, None])[:, 0]
+
+
+def _suggested(sizes, observation, fallback) -> Tensor | None:
+    """What the fallback says, (b, D), or None. ValueError for anything else."""
+    shape = (len(observation), len(sizes))
     action = None if fallback is None else fallback(observation)
     if action is None:
-        nothing = torch.full(shape, NOTHING, dtype=torch.int64, device=observation.device)
-        return nothing, torch.zeros(shape[0], dtype=torch.bool, device=observation.device)
+        return None
     if not isinstance(action, Tensor) or action.dtype != torch.int64 or action.shape != shape:
         got = f"{action.dtype} {tuple(action.shape)}" if isinstance(action, Tensor) else type(action).__name__
         raise ValueError(f"the fallback returned {got}; it must return a torch.int64 tensor {shape}")
-    counts["asked"] += len(observation)
-    return action, ask(oracle, observation, action[:, None])[:, 0]
+    return action
 
 
 def _refuse(observation: Tensor, found: Tensor, tried: int, fallback) -> None:

@@ -146,6 +146,7 @@ class Choice(NamedTuple):
 
     proto: Tensor  # (B, D) in [−1, 1]
     action: Tensor  # (B, D) int64
+    calls: Tensor  # (B,) int64, of the oracle: none
 
 
 class WolpertingerTrainer(Trainer):
@@ -193,12 +194,14 @@ class WolpertingerTrainer(Trainer):
         return actions.gather(1, index[:, None, None].expand(-1, -1, actions.shape[2])).squeeze(1), value
 
     @torch.no_grad()
-    def decide(self, observation: Tensor, generator: torch.Generator, exploration: float = 0.0) -> tuple[Choice, dict]:
+    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None,
+               exploration: float = 0.0) -> tuple[Choice, dict]:  # fmt: skip
         """The executed action, greedy unless noise N(0, exploration²) is put on the proto-action; no counts."""
         proto = self.policy(observation)
         noise = torch.randn(proto.shape, generator=generator, device=self.device)
         proto = (proto + exploration * noise).clamp(-1, 1)
-        return Choice(proto, self.best(self.critic, observation, proto)[0]), {}
+        calls = torch.zeros(len(proto), dtype=torch.int64, device=self.device)
+        return Choice(proto, self.best(self.critic, observation, proto)[0], calls), {}
 
     def _uniform(self) -> Tensor:
         """An action of A for every environment, drawn uniformly: (B, D) int64."""
@@ -211,7 +214,7 @@ class WolpertingerTrainer(Trainer):
         if self.env_steps < config.learning_starts:
             action = self._uniform()
         else:
-            action = self.decide(self.observation, self.generator, config.exploration)[0].action
+            action = self.decide(self.observation, self.generator, exploration=config.exploration)[0].action
         step = self.env.step(action)
         self.replay.add(self.observation, action, step)
         self.observation = step.observation

@@ -237,9 +237,9 @@ def test_exploration_is_noise_on_the_proto_action_kept_in_its_range():
     one = trainer()
     observation = torch.randn(20_000, 3, generator=generator())
     clean, _ = one.decide(observation, generator())
-    noisy, _ = one.decide(observation, generator(), 0.2)
+    noisy, _ = one.decide(observation, generator(), exploration=0.2)
     assert float((noisy.proto - clean.proto).std()) == pytest.approx(0.2, rel=4 / math.sqrt(2 * 40_000))  # z-bound 4
-    loud, _ = one.decide(observation, generator(), 5.0)
+    loud, _ = one.decide(observation, generator(), exploration=5.0)
     assert loud.proto.abs().max() == 1
 
 

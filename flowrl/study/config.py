@@ -18,6 +18,7 @@ from .. import envs
 from ..policies import NEEDS_POSTERIOR
 
 Policies = Literal["flow", "gumbel", "masked", "categorical", "factored", "autoregressive", "wolpertinger"]
+HAS_NOISE = ("flow", "gumbel", "factored")  # policies in whose noise chains can move
 SCALES = ("smoke", "quick", "paper")
 AUTHORS = "authors"  # what environments of the paper's authors begin with: authors/v4
 
@@ -50,6 +51,8 @@ class TrainConfig:
     n_correction: int = 64  # M, most valid draws a state that the gradient uses
     max_draws: int = 4096  # most draws a state, redraws included
     enumerate_limit: int = 10_000  # |A| up to which A is enumerated when no draw was valid; 0: never
+    chains: int = 0  # Markov chains a state where fewer than two draws are valid and a valid action is known; 0: never
+    sweeps: int = 6  # of each chain: every dimension of the action redrawn once, then some together
     correction: Literal["none", "paper", "mean", "leave_one_out"] = "leave_one_out"  # of the gradient
     valid_bonus: float = 0.01  # λ of the valid-mass bonus λ ∇log Z(s)
 
@@ -122,6 +125,7 @@ class TrainConfig:
             raise ConfigError("correction mean leaves nothing of one draw: n_draws and n_correction must be at least 2")
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
+        self._check_chains()
         few = min(self.n_draws, self.n_correction) < 2
         if self.policy in ("flow", "gumbel", "autoregressive") and self.entropy and few:
             raise ConfigError(
@@ -133,6 +137,17 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a policy without latents allows 0 only")
         if not self.elbo_encoder and not (self.policy == "flow" and self.estimator in NEEDS_POSTERIOR):
             raise ConfigError("elbo_encoder is false; without a posterior there is no Algorithm 1: true only")
+
+    def _check_chains(self) -> None:
+        if not self.chains:
+            return
+        if self.policy not in HAS_NOISE:
+            allowed = ", ".join(HAS_NOISE)
+            raise ConfigError(f"chains is {self.chains}; they move in a draw's noise: {allowed} policies only")
+        if not 2 <= self.chains <= self.n_draws:
+            raise ConfigError(f"chains is {self.chains}; allowed: 0, or 2 to n_draws, {self.n_draws}")
+        if self.correction == "paper":
+            raise ConfigError(f"chains is {self.chains}; correction paper counts plain draws (S/l) and allows 0 only")
 
     def hash(self) -> str:
         """Twelve hex digits over all fields but the seed, the environment by its content: equal hashes, equal runs."""
@@ -173,8 +188,9 @@ _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_poster
                  "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "eval_every", "eval_episodes",
                  "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
-                 "enumerate_limit", "initial_gain", "valid_bonus", "entropy", "latent_kl", "actor_lr", "flow_lr_ratio",
-                 "critic_lr", "value_coef", "value_scale", "exploration", "learning_starts")  # fmt: skip
+                 "enumerate_limit", "chains", "sweeps", "initial_gain", "valid_bonus", "entropy", "latent_kl",
+                 "actor_lr", "flow_lr_ratio", "critic_lr", "value_coef", "value_scale", "exploration",
+                 "learning_starts")  # fmt: skip
 
 
 def _checked(field: dataclasses.Field, value):

@@ -172,7 +172,8 @@ class Run:
             "valid_rate": since["valid"] / since["draws"] if since["draws"] else float("nan"),
             "oracle_calls": summary["asked"],
             "violations": int(trainer.env.violations) + self.evaluator.violations,
-            "resamples": summary["resamples"], "enumerations": summary["enumerations"],
+            "resamples": summary["resamples"], "chains": summary["chains"], "chain_calls": summary["chain_calls"],
+            "enumerations": summary["enumerations"],
             "fallbacks": summary["fallbacks"], "eval_enumerations": counts["enumerations"] + counts["fallbacks"],
             "valid_total": summary["valid"], "draws_total": summary["draws"],
         }  # fmt: skip
@@ -200,6 +201,8 @@ class Run:
             "final_plateau_gain": plateau_gain(mean, known),
             "final_exact_return": self.evaluator.exact_return(trainer),
             "final_enumerated_share": (counts["enumerations"] + counts["fallbacks"]) / counts["states"],
+            "final_calls_median": _quantile(counts["calls"], 0.5),
+            "final_calls_99": _quantile(counts["calls"], 0.99),
             "train_enumerated_share": (train["enumerations"] + train["fallbacks"]) / max(1, train["states"]),
             "violations": int(trainer.env.violations) + self.evaluator.violations,
         }
@@ -302,6 +305,11 @@ def _writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"can't write to {folder}: {error.strerror}") from None
+
+
+def _quantile(calls: torch.Tensor, share: float) -> float:
+    """The least number that so large a share of the decisions did not exceed."""
+    return float(calls.cpu().sort().values[math.ceil(share * len(calls)) - 1])
 
 
 def _now() -> str:

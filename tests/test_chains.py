@@ -1,0 +1,387 @@
+"""flowrl.chains: the law of what chains hold against the enumerated π', from valid draws and from planted actions; the
+policy gradient through them against its exact expectation; never an invalid action; what is counted and refused.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import nn
+
+from flowrl import chains
+from flowrl.envs.city import City
+from flowrl.envs.era import BatchedERA
+from flowrl.gumbel import GumbelFlowPolicy
+from flowrl.policies import FactoredPolicy, FlowPolicy, Sample, to_digits, to_flat
+from flowrl.rejection import NoValidActionError, ask_all, correction_weights, decide, executed_weights
+from flowrl.study.config import ConfigError, make_config
+from flowrl.truth import chains as truth
+from flowrl.truth.gradients import gaussian_argmax_log_probs
+
+N = 4000  # chains, each in a copy of the state
+KINDS = {"gumbel": GumbelFlowPolicy, "flow": FlowPolicy, "factored": FactoredPolicy}
+WIDTH = 4
+Z_BOUND = 4.0
+CITIES = ["ERA-v1-tight", "ERA-v2-tight", "ERA-v3-tight"]
+examples = hypothesis_settings(max_examples=15, deadline=None, derandomize=True, database=None)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def make(kind, sizes, seed=0, std=0.5, **changes):
+    """A policy of one state's features, every parameter random."""
+    method = {"gumbel": "iar-a2c-gumbel", "flow": "iar-a2c", "factored": "factored-iar"}[kind]
+    config = make_config("none", method, {"hidden": WIDTH, "policy_hidden": 6, **changes})
+    return randomise(KINDS[kind](nn.Linear(1, WIDTH), WIDTH, sizes, config), seed, std)
+
+
+def state(n=1):
+    return torch.ones(n, 1)
+
+
+class Table:
+    """Valid are the flat actions in `table` (|A|,) or (B, |A|) bool, row by observation; it counts what it is asked."""
+
+    def __init__(self, table, sizes):
+        self.table, self.sizes, self.asked = table, sizes, 0
+
+    def __call__(self, observation, action):
+        self.asked += action.shape[0] * action.shape[1]
+        flat = to_flat(action, self.sizes)
+        return self.table[flat] if self.table.dim() == 1 else self.table[observation[:, 0].long()].gather(1, flat)
+
+
+def city_table(name):
+    """Which actions are valid where the city's first copy starts, (|A|,), the sizes, and staying put, flat."""
+    env = BatchedERA(City.load(name), 1, generator=generator(3))
+    observation = env.observe(env.allocation, env.emergency)
+    stay = int(to_flat(env.fallback(observation), env.action_sizes))
+    return ask_all(env.valid, observation, env.action_sizes)[0], env.action_sizes, stay
+
+
+def restricted(kind, policy, table, sizes):
+    """π' over all of A, (|A|,): exact, or, for a Gumbel flow with couplings, of 4,000 truncated draws an action."""
+    valid = table.nonzero().squeeze(-1)
+    features, actions = policy.features(state()), to_digits(valid, sizes)[None]
+    with torch.no_grad():
+        if kind == "gumbel":
+            w = policy.log_weights(features, actions, 4000, generator(99))[0]
+            log_prob = torch.logsumexp(w, -1)
+        elif kind == "flow":  # without couplings: by quadrature
+            mean = features.mean.view(policy.shape)
+            marginals = gaussian_argmax_log_probs(mean, torch.ones_like(mean))
+            log_prob = marginals[torch.arange(len(sizes)), actions[0]].sum(-1)
+        else:
+            log_prob = policy.log_prob(features, Sample(actions))[0]
+    return torch.zeros(len(table)).index_put((valid,), torch.softmax(log_prob.float(), 0))
+
+
+def floor(law, n):
+    """What the total variation of n independent draws exceeds with a chance of 1e-4: mean's bound + McDiarmid's."""
+    return 0.5 * (law * (1 - law) / n).sqrt().sum() + math.sqrt(math.log(1e4) / (2 * n))
+
+
+def begin(policy, table, start, drawn, n=1, seed=0):
+    """Chains in copies of the state, from `start` (N, 1, D)."""
+    sizes, rows = policy.sizes, len(start.action)
+    oracle = Table(table, sizes)
+    flags = torch.full((rows,), drawn)
+    run = chains.begin(policy, state(rows), start, flags, n, lambda action, of: oracle(None, action), generator(seed))
+    return run, oracle
+
+
+def valid_draws(policy, table, n, seed=1):
+    """n plain draws, independent of each other, that are valid, (n, 1, D), by rejection."""
+    features, found = policy.features(state()), []
+    with torch.no_grad():
+        while sum(len(actions) for actions, _ in found) < n:
+            sample = policy.sample(features, 100_000, generator(seed))
+            valid, seed = table[to_flat(sample.action[0], policy.sizes)], seed + 1
+            found.append((sample.action[0, valid], None if sample.latent is None else sample.latent[0, valid]))
+    action = torch.cat([a for a, _ in found])[:n, None]
+    latent = None if found[0][1] is None else torch.cat([v for _, v in found])[:n, None]
+    return Sample(action, latent)
+
+
+def shares(run, sizes, size):
+    return to_flat(run.action, sizes).flatten().bincount(minlength=size)
+
+
+# ---------------------------------------------------------------------------------------------- the law of a chain
+
+
+@pytest.mark.parametrize("kernel", ["sweep", "slice"])
+@pytest.mark.parametrize("kind, name", [("gumbel", CITIES[0]), ("flow", CITIES[1]), ("factored", CITIES[2])])
+def test_from_a_valid_draw_every_sweep_is_exact(kind, name, kernel):
+    """N chains, each from a valid draw of its own: total variation to π' at the sampling floor, and they move."""
+    table, sizes, _ = city_table(name)
+    policy = make(kind, sizes, n_couplings=0) if kind == "flow" else make(kind, sizes)
+    law = restricted(kind, policy, table, sizes)
+    run, oracle = begin(policy, table, valid_draws(policy, table, N), True)
+    before = run.action.clone()
+    for n in range(3):
+        getattr(run, kernel)()
+        counts = shares(run, sizes, len(table))
+        assert truth.total_variation(counts / N, law) < floor(law, N), n
+        assert chi_square_p(counts, law) > CHI_SQUARE_P
+    assert (run.action != before).any(-1).float().mean() > 0.05
+    assert int(run.calls.sum()) == oracle.asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_a_planted_action_the_error_falls_to_the_floor(kind):
+    """From staying put, planted: total variation falls with the sweeps; after 60 it is at the sampling floor."""
+    table, sizes, stay = city_table("ERA-v3-tight")
+    policy = make(kind, sizes, n_couplings=0) if kind == "flow" else make(kind, sizes)
+    law = restricted(kind, policy, table, sizes)
+    start = Sample(to_digits(torch.full((N, 1), stay), sizes), None)
+    run, _ = begin(policy, table, start, False)
+    assert torch.equal(run.action, start.action)
+    error, done = [], 0
+    for until in (1, 4, 16, 60):
+        for _ in range(until - done):
+            run.sweep()
+        done = until
+        error.append(float(truth.total_variation(shares(run, sizes, len(table)) / N, law)))
+    assert error[0] > error[1] > error[2] and error[0] > 0.1
+    assert error[3] < floor(law, N)
+
+
+def test_a_coupled_flow_is_exact_from_a_valid_draw_too():
+    """A Gaussian flow with couplings, whose π' is the share of its valid plain draws: two samples agree, within both's
+    sampling floors, after redraws and slices; and the chains move."""
+    table, sizes, _ = city_table("ERA-v1-tight")
+    policy = make("flow", sizes, n_couplings=2)
+    n = N // 2
+    draws = valid_draws(policy, table, 2 * N)
+    law = to_flat(draws.action[n:], sizes).flatten().bincount(minlength=len(table)) / (3 * n)
+    run, _ = begin(policy, table, Sample(draws.action[:n], draws.latent[:n]), True)
+    for move in (run.sweep, run.slice, run.sweep):
+        move()
+    assert truth.total_variation(shares(run, sizes, len(table)) / n, law) < floor(law, n) + floor(law, 3 * n)
+    assert (run.action != draws.action[:n]).any(-1).float().mean() > 0.05
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_law_after_few_sweeps_is_the_enumerated_one(n):
+    """A factored policy's chains from staying put, after n sweeps, against products of matrices: biased, as said."""
+    table, sizes, stay = city_table("ERA-v2-tight")
+    policy = make("factored", sizes)
+    actions = to_digits(table.nonzero().squeeze(-1), sizes)
+    problem = truth.Problem(policy.features(state())[0].double().detach(), actions)
+    start = (to_flat(actions, sizes) == stay).double()
+    law = truth.law_after(problem, start, n)[n]
+    assert truth.total_variation(law, problem.restricted) > 0.05
+    # the order of a sweep is drawn once for all chains of a batch: so, many batches
+    counts = torch.zeros(len(table))
+    for seed in range(200):
+        run, _ = begin(policy, table, Sample(to_digits(torch.full((1, 1), stay), sizes), None), False, 20, seed)
+        for _ in range(n):
+            run.sweep()
+        counts += shares(run, sizes, len(table))
+    assert truth.total_variation(counts[table] / counts.sum(), law) < floor(law, 200)
+
+
+def test_enumerated_sweeps_leave_the_law_unchanged():
+    """π' T = π' for every order of a sweep, rows sum to one, and the law from anywhere tends to π'."""
+    table, sizes, stay = city_table("ERA-v3-tight")
+    policy = make("factored", sizes)
+    actions = to_digits(table.nonzero().squeeze(-1), sizes)
+    problem = truth.Problem(policy.features(state())[0].double().detach(), actions)
+    ways = truth.sweeps_by_order(problem)
+    assert abs(sum(chance for chance, _ in ways) - 1) < 1e-12
+    for _, whole in ways:
+        torch.testing.assert_close(whole.sum(1), torch.ones(len(actions), dtype=torch.float64))
+        torch.testing.assert_close(problem.restricted @ whole, problem.restricted)
+    start = (to_flat(actions, sizes) == stay).double()
+    error = truth.total_variation(truth.law_after(problem, start, 400), problem.restricted)
+    assert (error.diff() < 1e-12).all() and error[-1] < 1e-3 < error[4]
+
+
+# ---------------------------------------------------------------------------------------------- the gradient
+
+
+def small_case():
+    """Nine actions, four of them valid, (0, 0) known; a factored policy's problem, returns of the valid ones."""
+    sizes, table = (3, 3), torch.zeros(9, dtype=torch.bool)
+    table[[0, 1, 4, 8]] = True
+    policy = make("factored", sizes, seed=4, std=0.8)
+    actions = to_digits(table.nonzero().squeeze(-1), sizes)
+    problem = truth.Problem(policy.features(state())[0].double().detach(), actions)
+    return policy, table, problem, torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+def test_independent_draws_have_theorem_1s_gradient():
+    policy, table, problem, returns = small_case()
+    law = problem.restricted
+    logits = problem.log_prob.clone().requires_grad_()
+    joint = (logits.log_softmax(-1)[0, :, None] + logits.log_softmax(-1)[1]).flatten()
+    q = torch.zeros(9, dtype=torch.float64).index_put((table.nonzero().squeeze(-1),), returns)
+    value = (torch.softmax(joint.masked_fill(~table, -torch.inf), 0) * q).sum()
+    (expected,) = torch.autograd.grad(value, logits)
+    torch.testing.assert_close(truth.gradient(problem, torch.outer(law, law), returns), expected.flatten())
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_gradient_through_chains_is_the_enumerated_one(drawn):
+    """Leave-one-out over 4 chains after one sweep: within 4 standard errors of its exact expectation.
+
+    The order of a sweep is the same for all states of a batch: 300 batches, each the mean of 50 states.
+    """
+    policy, table, problem, returns = small_case()
+    sizes, law = policy.sizes, problem.restricted
+    start = law if drawn else torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    expected = truth.gradient(problem, truth.joint_after(problem, start, 1), returns)
+    q = torch.zeros(9, dtype=torch.float64).index_put((table.nonzero().squeeze(-1),), returns)
+    score = torch.nn.functional.one_hot(to_digits(torch.arange(9), sizes), 3) - problem.log_prob.exp()
+    every, found = torch.ones(50, 4, dtype=torch.bool), []
+    decision = SimpleNamespace(chosen=torch.zeros(50, dtype=torch.int64), valid=every)
+    weights = correction_weights(executed_weights(decision), every, None, None, "leave_one_out").double()
+    for seed in range(300):
+        first = problem.actions[torch.multinomial(start, 50, replacement=True, generator=generator(seed))][:, None]
+        run, _ = begin(policy, table, Sample(first, None), drawn, 4, seed + 5000)
+        run.sweep()
+        flat = to_flat(run.action, sizes)
+        found.append((q[flat[:, 0], None] * (weights.unsqueeze(-1) * score[flat].flatten(2)).sum(1)).mean(0))
+    assert z_scores(torch.stack(found), expected).abs().max() < Z_BOUND
+
+
+def test_the_gradients_bias_falls_with_the_sweeps():
+    """Of the exact expectation: from a planted action and from a valid draw (whose chains resemble each other)."""
+    _, _, problem, returns = small_case()
+    law = problem.restricted
+    true = truth.gradient(problem, torch.outer(law, law), returns)
+    for start in (torch.tensor([1.0, 0, 0, 0], dtype=torch.float64), law):
+        bias = [
+            float((truth.gradient(problem, truth.joint_after(problem, start, n), returns) - true).norm() / true.norm())
+            for n in (0, 2, 8, 64)
+        ]
+        assert bias[0] > bias[2] > bias[3] and bias[0] > 0.5 and bias[3] < 1e-3, bias
+
+
+# --------------------------------------------------------------------------------- what must hold for any sizes
+
+
+@examples
+@given(st.sampled_from(sorted(KINDS)), st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple),
+       st.integers(1, 4), st.integers(0, 9))  # fmt: skip
+def test_what_chains_hold_is_valid_and_comes_from_their_noise(kind, sizes, block, seed):
+    """After redraws and slices, from draws and planted actions: valid, argmax of the latents, which the noise gives."""
+    policy = make(kind, sizes, seed, **({"block": block} if kind == "gumbel" else {}))
+    table = torch.rand(math.prod(sizes), generator=generator(seed)) < 0.5
+    table[0] = True
+    with torch.no_grad():
+        sample = policy.sample(policy.features(state(5)), 1, generator(seed))
+    drawn = table[to_flat(sample.action, sizes)].squeeze(-1)
+    first = torch.where(drawn[:, None, None], sample.action, 0)
+    oracle = Table(table, sizes)
+
+    def accepts(action, of):
+        return oracle(None, action)
+
+    run = chains.begin(policy, state(5), Sample(first, sample.latent), drawn, 3, accepts, generator(seed))
+    assert torch.equal(run.action, first.expand(-1, 3, -1))
+    for move in (run.sweep, run.slice, run.sweep):
+        move()
+        assert table[to_flat(run.action, sizes)].all()
+        assert torch.equal(run.law.choice(run.latent, slice(None)), run.action)
+        assert (run.action < torch.tensor(sizes)).all()
+        again = run.law.latent(run.noise)
+        torch.testing.assert_close(again, run.latent, rtol=1e-3, atol=1e-3)
+    assert int(run.calls.sum()) == oracle.asked
+    assert run.latent.shape == (5, 3, len(sizes), max(sizes)) and run.noise.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------- in `decide`
+
+
+def settings(**changes):
+    defaults = {"n_draws": 8, "max_draws": 64, "enumerate_limit": 1000, "correction": "leave_one_out", "chains": 4,
+                "sweeps": 2}  # fmt: skip
+    return SimpleNamespace(**(defaults | changes))
+
+
+def rows(n):
+    return torch.arange(n, dtype=torch.float32)[:, None]
+
+
+def few_valid(kind, n=60):
+    """729 actions, three of them valid, others in each of n states: a policy, an oracle, one of the three."""
+    sizes = (9, 9, 9)
+    policy = make(kind, sizes, std=0.1)
+    chosen = torch.rand(n, 729, generator=generator(5)).topk(3).indices
+    table = torch.zeros(n, 729, dtype=torch.bool).scatter_(1, chosen, True)
+    return policy, Table(table, sizes), to_digits(chosen[:, 0], sizes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", ["fallback", "executed"])
+def test_a_known_action_starts_chains_that_stand_for_draws(kind, by):
+    """By the fallback or by what was executed before: all executed are valid, nothing is listed, all learn."""
+    policy, oracle, known = few_valid(kind)
+    by_fallback = None if by == "executed" else (lambda observation: known[observation[:, 0].long()])
+    before = known if by == "executed" else None
+    decision, counts = decide(policy, oracle, rows(60), settings(), generator(), by_fallback, before)
+    table = oracle.table
+    assert table[torch.arange(60), to_flat(decision.action, policy.sizes)].all()
+    assert decision.sampled.all() and (counts["enumerations"], counts["fallbacks"], counts["resamples"]) == (0, 0, 0)
+    plain = table.gather(1, to_flat(decision.sample.action, policy.sizes))
+    assert (decision.valid & ~plain).sum() == 0
+    taken = decision.n_valid < 2
+    assert counts["chains"] == int(taken.sum()) > 50
+    assert torch.equal(decision.valid[taken].sum(1), torch.full((counts["chains"],), 4))
+    assert (decision.draws == 8).all() and oracle.asked == counts["asked"] == int(decision.calls.sum())
+    assert counts["chain_calls"] == counts["asked"] - 60 * 8
+    if decision.sample.latent is not None:
+        latent = decision.sample.latent[decision.valid]
+        assert torch.equal(latent.argmax(-1), decision.sample.action[decision.valid])
+
+
+def test_a_valid_draw_comes_before_what_is_known():
+    """One valid draw of eight: chains start from it, nothing else is asked about; two: no chains."""
+    policy, sizes = make("factored", (2, 2), std=0.0), (2, 2)
+    table = torch.tensor([True, False, False, False]).expand(400, -1)
+    asked = []
+    decision, counts = decide(policy, Table(table, sizes), rows(400), settings(n_draws=4), generator(),
+                              lambda observation: asked.append(len(observation)))  # fmt: skip
+    assert asked and counts["chains"] == int((decision.n_valid == 1).sum()) > 0  # a fallback of None: none is known
+    assert (decision.n_valid[decision.draws == 4] >= 1).all()  # without any, redrawn
+    assert counts["resamples"] == int((decision.draws > 4).sum()) > 0
+
+
+def test_where_nothing_is_known_all_is_as_without_chains():
+    """No draw, no fallback, nothing executed: redrawn, listed, or an error; an invalid suggestion is not taken."""
+    policy, oracle, _ = few_valid("factored")
+    wrong = to_digits((~oracle.table).byte().argmax(-1), policy.sizes)
+    results = []
+    for config, fallback in ((settings(), lambda o: wrong), (settings(chains=0), None)):
+        decision, counts = decide(policy, Table(oracle.table, policy.sizes), rows(60), config, generator(), fallback)
+        assert oracle.table[torch.arange(60), to_flat(decision.action, policy.sizes)].all()
+        results.append(counts["enumerations"])
+    assert results[0] > 0 and results[1] > 0
+    none = Table(torch.zeros(3, 729, dtype=torch.bool), policy.sizes)
+    with pytest.raises(NoValidActionError):
+        decide(policy, none, rows(3), settings(enumerate_limit=0), generator(), lambda o: wrong[:3], wrong[:3])
+
+
+@pytest.mark.parametrize(
+    "method, changes, said",
+    [
+        ("ar-iar", {"chains": 4}, "chains is 4; they move in a draw's noise: flow, gumbel, factored policies only"),
+        ("mask", {"chains": 4}, "chains is 4; they move in a draw's noise: flow, gumbel, factored policies only"),
+        ("iar-a2c", {"chains": 1}, "chains is 1; allowed: 0, or 2 to n_draws, 64"),
+        ("iar-a2c-gumbel", {"chains": 9}, "chains is 9; allowed: 0, or 2 to n_draws, 8"),
+        ("iar-a2c", {"chains": 4, "correction": "paper"},
+         "chains is 4; correction paper counts plain draws (S/l) and allows 0 only"),
+    ],
+)  # fmt: skip
+def test_refusals(method, changes, said):
+    with pytest.raises(ConfigError, match=f"^{said.replace('(', '[(]').replace(')', '[)]')}$"):
+        make_config("ERA-v1", method, changes)
