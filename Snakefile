@@ -19,6 +19,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from flowrl.study.config import ConfigError, choose, experiments, planned, runs, scale_drawn
+from flowrl.study.queue import seconds
 
 EXPERIMENTS = Path("experiments.yaml")
 
@@ -125,6 +126,12 @@ def train_options(wildcards):
     return shlex.join([*run.options(), "--out", f"{DATA}/{wildcards.scale}"])
 
 
+def minutes(wildcards, attempt):
+    """A training's time limit on a cluster: three times what records of its kind say, an hour where there is none."""
+    expected = seconds(PLANNED[RECORD.format(**wildcards)], DATA) or 1200
+    return attempt * (10 + 3 * int(expected) // 60)
+
+
 rule all:
     """Every record, figure and executed notebook."""
     input:  # what lies between, too: a missing file is not rebuilt where all that comes of it is there
@@ -151,6 +158,7 @@ rule train:
         device=config.get("device", "auto"),
     resources:
         train=1,
+        runtime=minutes,
     shell:
         "{PYTHON} -m flowrl train {params.options} --wait --device {params.device:q} > {log:q} 2>&1"
 
