@@ -52,7 +52,7 @@ class Evaluator:
         if isinstance(env, BatchedPartial):
             return exact.memoryless_return(env.game, without_memory(trainer, generator))
         if isinstance(env, BatchedLine):
-            return float(line.line_return(env.line, neighbours(trainer, generator, 16 * n)))
+            return float(line.line_return(env.line, neighbours(trainer, generator, 4 * n)))
         if isinstance(env, BatchedERA) and env.city.allocations <= exact.MAX_TABULATED:
             return exact.policy_return(env.city, *tabulate(trainer, env.city, generator, n))
         return None
