@@ -110,7 +110,9 @@ def command_line() -> argparse.ArgumentParser:
         description="Expected undiscounted return of an episode over the start distribution, by dynamic programming; "
         "for the largest cities the best found by local search.",
     )
-    optimum.add_argument("env", metavar="ENV", help="ERA or Partial environment, or the path of a city's .json file")
+    optimum.add_argument(
+        "env", metavar="ENV", help="ERA or Partial environment, a line, or the path of a city's .json file"
+    )
     optimum.add_argument("--json", action="store_true", help="one JSON object")
 
     evaluate = commands.add_parser(
@@ -228,7 +230,7 @@ def _tune(args) -> None:
 def _optimum(args) -> None:
     found = evaluation.reference(envs.make_batched(args.env, 1))
     if found is None:
-        raise config.ConfigError(f"no optimum is known for {args.env}; it is for the cities and the hidden incidents")
+        raise config.ConfigError(f"no optimum is known for {args.env}; it is for cities, hidden incidents and lines")
     if args.json:
         print(json.dumps(found))
         return

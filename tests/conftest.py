@@ -12,7 +12,7 @@ from flowrl import envs
 from flowrl.study.config import runs
 from flowrl.study.records import EXPERIMENTS
 from flowrl.study.stats import normalised_score, plateau_gain
-from flowrl.truth import exact, search
+from flowrl.truth import exact, line, search
 
 torch.set_num_threads(1)
 
@@ -30,6 +30,8 @@ def fake_reference(env: str) -> dict | None:
     """What `evaluation.reference` gives, but every city small enough to be solved has the same made-up one."""
     if env in envs.partial.GAMES:
         return exact.partial_reference(env)
+    if env.startswith("Line-"):
+        return line.reference(env)
     if env.partition("-")[0] in RANGES:
         return None
     return search.reference(env) if env.startswith("ERA-L") else REFERENCE

@@ -140,7 +140,7 @@ def test_optimum_of_a_large_city_is_what_search_found(capsys):
 def test_no_optimum_is_known_for_control(capsys):
     status, said, error = run(capsys, "optimum", "CartPole-v1")
     assert status == 2 and not said
-    assert error == "flowrl: no optimum is known for CartPole-v1; it is for the cities and the hidden incidents\n"
+    assert error == "flowrl: no optimum is known for CartPole-v1; it is for cities, hidden incidents and lines\n"
 
 
 def test_list_describes_every_method_and_experiment(capsys):

@@ -1,8 +1,8 @@
 """Environments: batched torch simulators for training, gymnasium ids for everybody else.
 
 `gymnasium.make("flowrl/ERA-v4")`, `…-v4-tight`, `…-v4-free`; `gymnasium.make("flowrl/City", city="city.json")` for a
-user's own; the same ids in `gymnasium.make_vec`. So have the games with a hidden incident, `flowrl/ERA-Partial`, and
-Pistonball, `flowrl/Pistonball-v1`.
+user's own; the same ids in `gymnasium.make_vec`. So have the games with a hidden incident, `flowrl/ERA-Partial`, the
+lines of resources, `flowrl/Line-20x10`, and Pistonball, `flowrl/Pistonball-v1`.
 """
 
 import functools
@@ -16,6 +16,8 @@ import torch
 from .city import City, CityError
 from .classic import BatchedAcrobot, BatchedCartPole
 from .era import BatchedERA
+from .line import NAMES as _LINES
+from .line import BatchedLine, Line, is_line
 from .partial import GAMES, BatchedPartial, register
 
 CLASSIC = {"CartPole-v1": BatchedCartPole, "Acrobot-v1": BatchedAcrobot}
@@ -27,7 +29,7 @@ warnings.filterwarnings("ignore", message=r".*The environment flowrl/(ERA|Piston
 
 def names() -> list[str]:
     """Every environment that can be named."""
-    return [*CLASSIC, *_PISTONBALL, *_CITIES, *GAMES]
+    return [*CLASSIC, *_PISTONBALL, *_CITIES, *GAMES, *_LINES]
 
 
 def _made_by(name: str | Path) -> Callable:
@@ -36,6 +38,8 @@ def _made_by(name: str | Path) -> Callable:
         return CLASSIC[name]
     if name in GAMES:
         return functools.partial(BatchedPartial, name)
+    if is_line(name):
+        return functools.partial(BatchedLine, Line.load(name))
     if name in _PISTONBALL:
         from .pistonball import BatchedPistonball  # here: PettingZoo takes a second to load
 
@@ -58,6 +62,8 @@ def constrained(name: str | Path) -> bool:
     """Whether an environment refuses any action; False for names that are not known here."""
     if name in GAMES:
         return not GAMES[name].valid.all()
+    if is_line(name):
+        return True
     if name in _PISTONBALL:
         return name.endswith("-cstr")
     try:
@@ -79,6 +85,8 @@ def digest(name: str | Path) -> str:
 
 
 register()
+for _name in _LINES:
+    gymnasium.register(f"flowrl/{_name}", entry_point="flowrl.envs.line:LineEnv", kwargs={"name": _name})
 for _name in _PISTONBALL:
     gymnasium.register(f"flowrl/{_name}", entry_point="flowrl.envs.pistonball:PistonballEnv", kwargs={"name": _name})
 for _name in [*_CITIES, "City"]:

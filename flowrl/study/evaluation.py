@@ -12,10 +12,11 @@ import torch
 from .. import envs, rejection
 from ..a2c import COUNTS, Trainer, seeded
 from ..envs.era import BatchedERA
+from ..envs.line import BatchedLine
 from ..envs.partial import BatchedPartial
 from ..policies import to_flat
 from ..rejection import ask, ask_all
-from ..truth import exact, search
+from ..truth import exact, line, search
 from .config import TrainConfig
 
 EXACT_DRAWS = 512  # draws a state from which a learnt policy is tabulated
@@ -50,6 +51,8 @@ class Evaluator:
             return None
         if isinstance(env, BatchedPartial):
             return exact.memoryless_return(env.game, without_memory(trainer, generator))
+        if isinstance(env, BatchedLine):
+            return float(line.line_return(env.line, neighbours(trainer, generator, 4 * n)))
         if isinstance(env, BatchedERA) and env.city.allocations <= exact.MAX_TABULATED:
             return exact.policy_return(env.city, *tabulate(trainer, env.city, generator, n))
         return None
@@ -59,6 +62,8 @@ def reference(env) -> dict | None:
     """The returns to measure others against, exact or, in large cities, the best found; None where none is known."""
     if isinstance(env, BatchedPartial):
         return exact.partial_reference(env.game)
+    if isinstance(env, BatchedLine):
+        return line.reference(env.line)
     if isinstance(env, BatchedERA):
         return exact.optimum(env.city) if exact.solvable(env.city) else search.reference(env.city)
     return None
@@ -77,6 +82,19 @@ def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16)
     none = (1 - valid.double().mean().cpu()) ** trainer.config.max_draws
     uniform = listed[0].double().cpu() / listed.sum().cpu()
     return ((1 - none) * counts / counts.sum().clamp_min(1) + none * uniform).view(*policy.sizes)
+
+
+def neighbours(trainer: Trainer, generator: torch.Generator, n: int, chunk: int = 256) -> torch.Tensor:
+    """Frequencies of the levels of neighbours in n actions executed in each context of a line, (C, D − 1, K, K)."""
+    env, K = trainer.env, trainer.env.line.levels
+    pair = torch.arange(env.line.resources - 1, device=env.device) * K**2
+    counts = []
+    for context in env.contexts:
+        observations = context.expand(n, -1).split(chunk)
+        action = torch.cat([trainer.decide(some, generator)[0].action for some in observations])
+        flat = pair + action[:, :-1] * K + action[:, 1:]
+        counts.append(flat.flatten().bincount(minlength=len(pair) * K**2).view(-1, K, K))
+    return torch.stack(counts).double().cpu() / n
 
 
 def tabulate(

@@ -284,15 +284,22 @@ def partial_reference(name: str | Game) -> dict[str, float]:
 _REFERENCES: dict[str, dict[str, float]] = {}  # by the game's digest
 
 
-def _memoryless(game: Game, joint: Tensor) -> Tensor:
-    """Expected returns (…) of policies (…, K, K), differentiable: the incident's Markov chain, followed for T steps."""
-    K, T = game.districts, game.horizon
-    q = joint.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)  # (…, K, 1): P(served | incident in n)
+def services(q: Tensor, horizon: int) -> Tensor:
+    """How many incidents a policy without memory serves in so many steps, expected: q (…, K) → (…), differentiable.
+
+    q_n: P(served | incident in n); every incident opens in one of the K, uniformly. A Markov chain, followed.
+    """
+    K, q = q.shape[-1], q.unsqueeze(-1)
     # d_{t+1} = d_t [diag(1 − q) + q 1ᵀ/K]; one more column counts what was served, and is carried along
     moves = torch.cat((torch.diag_embed(1 - q.squeeze(-1)) + q / K, q), -1)
     carried = torch.eye(K + 1, dtype=q.dtype, device=q.device)[-1:].expand(*q.shape[:-2], 1, K + 1)
-    served = torch.linalg.matrix_power(torch.cat((moves, carried), -2), T)[..., :K, K].mean(-1)
-    return game.reward * served + game.split * T * (1 - q.sum((-2, -1)))
+    return torch.linalg.matrix_power(torch.cat((moves, carried), -2), horizon)[..., :K, K].mean(-1)
+
+
+def _memoryless(game: Game, joint: Tensor) -> Tensor:
+    """Expected returns (…) of policies (…, K, K), differentiable."""
+    q = joint.diagonal(dim1=-2, dim2=-1)
+    return game.reward * services(q, game.horizon) + game.split * game.horizon * (1 - q.sum(-1))
 
 
 def _valid(game: Game) -> Tensor:
