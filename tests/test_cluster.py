@@ -1,6 +1,7 @@
 """The DAG through Slurm, on a cluster of one node that is started here: the figures are those of a local run.
 
-Needs slurmctld, slurmd and munged (Debian: slurm-wlm) and the right to start them, and the extra `cluster`.
+Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge), root to start them, no cluster here yet, and the extra
+`cluster`.
 """
 
 import os
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.cluster
 
 TARGET = "build/smoke/notebooks/07_partial.ipynb"  # eleven trainings and a notebook
 PARTITION = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["default-resources"]["slurm_partition"]
+CONF = Path("/etc/slurm/slurm.conf")  # where jobs look for it
 CONFIG = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -83,24 +85,23 @@ class Slurm:
         host = socket.gethostname().partition(".")[0]
         text = CONFIG.format(folder=folder, host=host, ports=free_ports(2), cores=os.cpu_count(), partition=PARTITION)
         (folder / "slurm.conf").write_text(text)
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+        CONF.parent.mkdir(exist_ok=True)
+        CONF.symlink_to(folder / "slurm.conf")  # FileExistsError where there is a cluster already
         self.start("slurmctld")
         self.start("slurmd")
 
     def start(self, name):
-        subprocess.run([daemon(name)], env=self.environment, check=True)
+        subprocess.run([daemon(name)], check=True)
 
     def pid(self, name) -> int:
         return int((self.folder / f"{name}.pid").read_text())
 
     def jobs(self) -> list[str]:
         """Running jobs by number."""
-        asked = subprocess.run(
-            ["squeue", "-h", "-t", "R", "-o", "%i"], env=self.environment, capture_output=True, text=True
-        )
-        return asked.stdout.split()
+        return subprocess.run(["squeue", "-h", "-tR", "-o%i"], capture_output=True, text=True).stdout.split()
 
     def stop(self):
+        CONF.unlink()
         for name in ("slurmd", "slurmctld", "munged"):
             os.kill(self.pid(name), signal.SIGTERM)
 
@@ -125,9 +126,9 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder, *options, **more):
+def snakemake(folder, *options):
     command = [sys.executable, "-m", "snakemake", TARGET, *options, "--config", "scale=smoke"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def figures(folder) -> dict[str, bytes]:
@@ -137,11 +138,11 @@ def figures(folder) -> dict[str, bytes]:
 def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
     """A job is killed and the controller is, too, on the way."""
     local, remote = project(tmp_path / "local"), project(tmp_path / "remote")
-    run = snakemake(remote, "--profile", "profiles/slurm", env=slurm.environment)
+    run = snakemake(remote, "--profile", "profiles/slurm")
     while not (slurm.jobs() and list(remote.glob("data/runs/smoke/*/*/seed0.pt"))):
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.2)
-    subprocess.run(["scancel", "--signal=KILL", "--full", slurm.jobs()[0]], env=slurm.environment, check=True)
+    subprocess.run(["scancel", "--signal=KILL", "--full", slurm.jobs()[0]], check=True)
     os.kill(slurm.pid("slurmctld"), signal.SIGKILL)
     time.sleep(3)
     slurm.start("slurmctld")
