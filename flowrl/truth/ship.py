@@ -113,9 +113,9 @@ if __name__ == "__main__":
     for thousandths, city in by_fraction().items():
         city.to_json(FRACTIONS / f"fraction-{thousandths}.json")
         print(f"fraction-{thousandths} is {city.name}: {city.max_hops} hops, {city.proximity}", flush=True)
-    for k, city in by_rarity().items():
+    for city in by_rarity().values():
         city.to_json(FRACTIONS / f"{city.name}.json")
-        print(f"{city.name}: {city.max_hops} hops, {city.valid_counts(city.starts).mean() / city.allocations:.2g} valid")
+        print(f"{city.name}: {city.max_hops} hops, {city.proximity}")
     for version in VERSIONS:
         city = search(version)
         city.to_json(CITIES / f"ERA-v{version}.json")
