@@ -52,6 +52,7 @@ COMPUTED = {
         "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",
         "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv",
     ),
+    "06_constrained": ("", "front.pdf front.png"),
     "07_partial": ("envs/partial truth/exact", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
         "envs/city truth/search",
@@ -61,6 +62,10 @@ COMPUTED = {
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
     "10_appendix": ("a2c envs/gym fit fitted policies", "figD.pdf figD.png tabA2.csv"),
     "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
+    "13_iar_a2c_from_scratch": (
+        "a2c envs/era fit fitted policies rejection study/diagrams truth/exact",
+        "idea.pdf idea.png scratch.pdf scratch.png",
+    ),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)

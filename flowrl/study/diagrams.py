@@ -38,6 +38,45 @@ CORRECTIONS = {
     "paper": Correction("S/l² (printed)", RED, (0, (5, 1.5))),
 }
 
+# --------------------------------------------------------------------------------- the idea, for the front page
+
+PROPOSED = ((0, 3), (1, 1), (2, 4), (3, 0), (4, 4), (5, 2), (3, 3), (1, 5))  # draws from two choices of six
+CARRIED_OUT = (2, 4)
+
+
+def idea() -> Figure:
+    """What IAR-A2C does in a state, in three pictures: draw, ask, execute and learn. Valid: two choices that differ."""
+    titles = (
+        "1  draw $S$ actions\nfrom the flow", "2  ask the oracle\nabout each",
+        "3  execute one valid draw,\nlearn from all of them",
+    )  # fmt: skip
+    with plt.rc_context(STYLE | {"font.size": 9}):
+        fig, axes = plt.subplots(1, 3, figsize=(6.9, 2.8), layout="constrained")
+        for step, (ax, title) in enumerate(zip(axes, titles, strict=True), 1):
+            ax.set(title=title, xticks=range(6), yticks=range(6), xlim=(-0.6, 5.8), ylim=(-0.6, 5.8), aspect="equal")
+            ax.set(xticklabels="123456", yticklabels="123456", xlabel="first choice")
+            ax.title.set_size(9.5)
+            ax.tick_params(length=0)
+            ax.grid(False)
+            for a in PROPOSED:
+                _proposal(ax, a, step)
+        axes[0].set_ylabel("second choice")
+    return fig
+
+
+def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
+    """A draw as it stands after a step: refused ones are crossed out, then gone; a ring round the executed one."""
+    refused = action[0] == action[1]
+    if not (refused and step == 3):
+        ax.plot(*action, "o", color=BLUE, markersize=10, alpha=0.35 if refused and step == 2 else 1)
+    if step == 2:
+        mark, colour = ("✗", RED) if refused else ("✓", GREEN)
+        ax.text(action[0] + 0.34, action[1] + 0.34, mark, color=colour, fontsize=11, fontfamily="DejaVu Sans",
+                ha="center", va="center")  # fmt: skip
+    if step == 3 and action == CARRIED_OUT:
+        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=GOLD, markeredgewidth=3)
+
+
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
 
 

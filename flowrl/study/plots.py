@@ -259,6 +259,45 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
     return fig
 
 
+FRONT = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar")  # what the front page shows
+
+
+def front(groups: dict[str, list[Record]]) -> Figure:
+    """Four environments, two by two, at the width of a page: scores against steps, each curve named at its end."""
+    with style(), plt.rc_context({"font.size": 9, "lines.linewidth": 1.6}):
+        fig, axes = plt.subplots(2, 2, figsize=(6.9, 5.6), sharex=True, sharey=True, layout="constrained")
+        for ax, (name, runs) in zip(axes.flat, groups.items(), strict=True):
+            shown = [_scored(run) for run in runs if run.facts["label"] in FRONT]
+            learning_curve(ax, shown, "score").set_title(name, fontsize=10, fontweight="bold")
+            ax.axhline(1, color="black", linestyle="--", linewidth=1)
+            stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
+            ax.axhline(stay, color="black", linestyle=":", linewidth=1)
+            _named_at_the_end(ax, {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")})
+        axes[0, 0].annotate("optimum", (0, 1), (3, 2), textcoords="offset points", fontsize=8, color=GREY)
+        axes[0, 0].annotate("go and stay", (0, stay), (3, -10), textcoords="offset points", fontsize=8, color=GREY)
+        axes[0, 0].set_ylim(-0.15, 1.12)
+        fig.supylabel("score: 0 random valid actions, 1 optimum", fontsize=9)
+        for ax in axes[1]:
+            ax.set_xlabel("environment steps")
+    return fig
+
+
+def _scored(run: Record) -> Record:
+    """A run whose curve has a column of normalised scores, of the returns over evaluation episodes."""
+    return run._replace(
+        curve=run.curve.assign(score=normalised_score(run.curve["eval_return_mean"], run.facts["reference"]))
+    )
+
+
+def _named_at_the_end(ax: Axes, lines: dict, gap: float = 0.085) -> None:
+    """A name right of every line's end, in its colour; from the top down, none nearer to the one above than `gap`."""
+    place = 1.05 + gap
+    for end, name in sorted(((float(line.get_ydata()[-1]), name) for name, line in lines.items()), reverse=True):
+        place = min(end, place - gap)
+        ax.annotate(name, (1, place), (4, -3), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+                    fontsize=8, color=lines[name].get_color(), annotation_clip=False)  # fmt: skip
+
+
 def curves(
     groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
     x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], xlabel: str = "environment steps",
