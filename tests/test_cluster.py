@@ -139,15 +139,18 @@ def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
     """A job is killed and the controller is, too, on the way."""
     local, remote = project(tmp_path / "local"), project(tmp_path / "remote")
     run = snakemake(remote, "--profile", "profiles/slurm")
-    while not (slurm.jobs() and list(remote.glob("data/runs/smoke/*/*/seed0.pt"))):
-        assert run.poll() is None, run.stdout.read()
-        time.sleep(0.2)
-    subprocess.run(["scancel", "--signal=KILL", "--full", slurm.jobs()[0]], check=True)
-    os.kill(slurm.pid("slurmctld"), signal.SIGKILL)
-    time.sleep(3)
-    slurm.start("slurmctld")
-    said = run.communicate()[0]
-    assert run.returncode == 0, said
+    try:
+        while not (slurm.jobs() and list(remote.glob("data/runs/smoke/*/*/seed0.pt"))):
+            assert run.poll() is None, run.stdout.read()
+            time.sleep(0.2)
+        subprocess.run(["scancel", "--signal=KILL", "--full", slurm.jobs()[0]], check=True)
+        os.kill(slurm.pid("slurmctld"), signal.SIGKILL)
+        time.sleep(3)
+        slurm.start("slurmctld")
+        said = run.communicate()[0]
+        assert run.returncode == 0, said
+    finally:
+        run.kill()
     alone = snakemake(local, "--cores", "2")
     said = alone.communicate()[0]
     assert alone.returncode == 0, said
