@@ -93,7 +93,7 @@ def _speed() -> str:
     timed = pd.read_csv(ROOT / "data/benchmarks/seconds.csv")
     table = timed.pivot_table(index=["oracle", "method"], columns="environment", values="seconds_per_step", sort=False)
     lines = [f"| oracle | method | {' | '.join(table.columns)} |\n", "|---|---|" + "---|" * len(table.columns) + "\n"]
-    for (oracle, label), row in table.iterrows():
+    for (oracle, label), row in zip(table.index, table.to_numpy(), strict=True):
         rates = " | ".join(f"{1 / seconds:,.0f}" for seconds in row)
         lines.append(f"| {oracle} | {METHODS[label].name} | {rates} |\n")
     made = json.loads((ROOT / "data/benchmarks/machine.json").read_text())

@@ -34,7 +34,7 @@ def reference(city: City | str | Path) -> dict[str, float | None] | None:
     if city.digest in _kept():
         return {key: value for key, value in _kept()[city.digest].items() if key != "name"}
     if exact.solvable(city):
-        return exact.optimum(city) | EXACT
+        return {**exact.optimum(city), **EXACT}
     return references(city) if city.countable and city.start == "proximate" and city.resources > 1 else None
 
 

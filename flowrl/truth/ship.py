@@ -56,11 +56,13 @@ def search_large(resources: int, districts: int) -> City:
     """The first generated city that may be shipped as ERA-L-D×K."""
     max_hops, distance = LARGE[resources, districts]
     chain = [(r, r + 1, distance) for r in range(resources - 1)]
-    for seed in count():
-        city = generate(districts, resources, seed, max_hops, chain)
-        fractions = city.valid_counts(city.starts) / city.allocations
-        if fractions.mean() <= LARGE_VALID_FRACTION and fractions.min() >= LARGE_LEAST:
-            return city
+    cities = (generate(districts, resources, seed, max_hops, chain) for seed in count())
+    return next(city for city in cities if _few_valid(city))
+
+
+def _few_valid(city: City) -> bool:
+    fractions = city.valid_counts(city.starts) / city.allocations
+    return fractions.mean() <= LARGE_VALID_FRACTION and fractions.min() >= LARGE_LEAST
 
 
 def by_fraction() -> dict[int, City]:
