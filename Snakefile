@@ -62,6 +62,10 @@ COMPUTED = {
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
     "10_appendix": ("a2c envs/gym fit fitted policies", "figD.pdf figD.png tabA2.csv"),
     "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
+    "12_rare": (
+        "chains policies rejection truth/chains truth/search",
+        "figB_ellipse.pdf figB_ellipse.png figB_mixing.pdf figB_mixing.png",
+    ),
     "13_iar_a2c_from_scratch": (
         "a2c envs/era fit fitted policies rejection study/diagrams truth/exact",
         "idea.pdf idea.png scratch.pdf scratch.png",
@@ -115,7 +119,7 @@ def modules(notebook):
 
 def measured(notebook):
     """What a notebook draws beside records: timings, runs of other code."""
-    folder = {"08_cost": "benchmarks", "11_released": "comparisons"}.get(notebook)
+    folder = {"08_cost": "benchmarks", "11_released": "comparisons", "12_rare": "benchmarks"}.get(notebook)
     return sorted(map(str, Path("data", folder).glob("*.csv"))) if folder else []
 
 
