@@ -1,6 +1,6 @@
 # make figures    every figure, from the committed records; SCALE=smoke|quick|paper trains what that scale lacks
 # make test       the tests
-# make claims     docs/claims.md and the numbers that README.md quotes, from the records
+# make claims     docs/claims.md and the numbers that documents quote, from the records
 # make bench      speed and memory, one core
 # make clean      remove what was built, but for .venv
 # make lock       requirements.lock anew, from pyproject.toml in an empty environment

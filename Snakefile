@@ -19,6 +19,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from flowrl.study.config import ConfigError, choose, experiments, planned, runs, scale_drawn
+from flowrl.study.queue import seconds
 
 EXPERIMENTS = Path("experiments.yaml")
 
@@ -52,6 +53,7 @@ COMPUTED = {
         "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",
         "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv",
     ),
+    "06_constrained": ("", "front.pdf front.png"),
     "07_partial": ("envs/line envs/partial truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
         "envs/city truth/search",
@@ -61,6 +63,14 @@ COMPUTED = {
     "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
     "10_appendix": ("a2c envs/gym fit fitted policies", "figD.pdf figD.png tabA2.csv"),
     "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
+    "12_rare": (
+        "chains policies rejection truth/chains truth/search",
+        "figB_ellipse.pdf figB_ellipse.png figB_mixing.pdf figB_mixing.png",
+    ),
+    "13_iar_a2c_from_scratch": (
+        "a2c envs/era fit fitted policies rejection study/diagrams truth/exact",
+        "idea.pdf idea.png scratch.pdf scratch.png",
+    ),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))
 PYTHON = shlex.quote(sys.executable)
@@ -110,7 +120,7 @@ def modules(notebook):
 
 def measured(notebook):
     """What a notebook draws beside records: timings, runs of other code."""
-    folder = {"08_cost": "benchmarks", "11_released": "comparisons"}.get(notebook)
+    folder = {"08_cost": "benchmarks", "11_released": "comparisons", "12_rare": "benchmarks"}.get(notebook)
     return sorted(map(str, Path("data", folder).glob("*.csv"))) if folder else []
 
 
@@ -124,6 +134,12 @@ def train_options(wildcards):
     """The command line of one run of experiments.yaml."""
     run = PLANNED[RECORD.format(**wildcards)]
     return shlex.join([*run.options(), "--out", f"{DATA}/{wildcards.scale}"])
+
+
+def minutes(wildcards, attempt):
+    """A training's time limit on a cluster: three times what records of its kind say, an hour where there is none."""
+    expected = seconds(PLANNED[RECORD.format(**wildcards)], DATA) or 1200
+    return attempt * (10 + 3 * int(expected) // 60)
 
 
 rule all:
@@ -152,6 +168,7 @@ rule train:
         device=config.get("device", "auto"),
     resources:
         train=1,
+        runtime=minutes,
     shell:
         "{PYTHON} -m flowrl train {params.options} --wait --device {params.device:q} > {log:q} 2>&1"
 

@@ -5,12 +5,14 @@ Units everywhere; bad input is answered by one line and exit status 2.
 """
 
 import argparse
+import io
 import json
 import math
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import envs
 from .envs import authors, maps
@@ -175,7 +177,7 @@ def command_line() -> argparse.ArgumentParser:
     claims = commands.add_parser(
         "claims",
         help="every claim's verdict, from the records",
-        description="Write docs/claims.md, and the numbers that README.md and docs/deviations.md quote, from "
+        description="Write docs/claims.md, and the numbers that documents quote, from "
         "claims.yaml and the records.",
     )
     claims.add_argument("--check", action="store_true", help="write nothing; exit status 1 where one is out of date")
@@ -249,7 +251,7 @@ def _evaluate(args) -> None:
 
 def _generate(args) -> None:
     _check_out(args)
-    pair = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
+    pair: dict[str, Any] = {} if args.resources > 1 else {"proximity": ()}  # one resource has no other to be near to
     city = envs.city.generate(args.districts, args.resources, args.seed, max_hops=args.max_hops, **pair)
     _write(city, args.out)
 
@@ -320,7 +322,7 @@ def _claims(args) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show ± must not cost a run
     args = command_line().parse_args(arguments)
     command = {

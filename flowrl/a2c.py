@@ -5,6 +5,7 @@ One loop serves every policy: what differs is the policy's score and the weights
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from . import rejection
 from .encoders import make_encoder
+from .envs.batched import Batched, Oracle
 from .gumbel import GumbelFlowPolicy
 from .optimisers import OPTIMISERS, flat_parameters
 from .policies import (
@@ -61,8 +63,14 @@ class Rollout(NamedTuple):
     final_observation: Tensor  # (T, B, …), what followed each action, before any reset
 
 
-def seeded(seed: int, purpose: str, device="cpu") -> torch.Generator:
-    """A generator for one purpose: different purposes and seeds give unrelated streams."""
+def seeded(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one purpose: different purposes and seeds give unrelated streams.
+
+    >>> torch.rand(2, generator=seeded(0, "policy")).equal(torch.rand(2, generator=seeded(0, "policy")))
+    True
+    >>> torch.rand(2, generator=seeded(0, "policy")).equal(torch.rand(2, generator=seeded(0, "env")))
+    False
+    """
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()  # torch's CPU generator reads 32 bits: mix them all
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
 
@@ -71,6 +79,12 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
     """R_t = r_t + γ R_{t+1}, cut where an episode ends: all (T, B), next_value V(s_{t+1}) before any reset → (T, B).
 
     A terminated episode is worth 0 from there on; a truncated one, and the rollout's end, V(s_{t+1}).
+
+    >>> never, last = torch.zeros(3, 1, dtype=torch.bool), torch.tensor([[False], [False], [True]])
+    >>> n_step_returns(torch.ones(3, 1), last, never, torch.full((3, 1), 8.0), gamma=0.5).flatten()
+    tensor([1.7500, 1.5000, 1.0000])
+    >>> n_step_returns(torch.ones(3, 1), never, last, torch.full((3, 1), 8.0), gamma=0.5).flatten()
+    tensor([2.7500, 3.5000, 5.0000])
     """
     returns = torch.empty_like(reward)
     following = next_value[-1]
@@ -85,6 +99,10 @@ class RewardScale:
     """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4).
 
     While that is below 1e-4 they stay as they are.
+
+    >>> scale = RewardScale(n_envs=1, gamma=0.0, device="cpu")
+    >>> scale(torch.tensor([[100.0], [300.0]]), torch.zeros(2, 1, dtype=torch.bool)).flatten()  # deviation 100
+    tensor([1., 3.])
     """
 
     def __init__(self, n_envs: int, gamma: float, device):
@@ -108,9 +126,16 @@ class Trainer:
 
     env: a batched environment (`flowrl.envs`); its `valid` is the oracle unless another one is given. ValueError
     where A is too large for the policy.
+
+    >>> from .envs import make_batched
+    >>> from .study.config import make_config
+    >>> trainer = Trainer(make_config("ERA-v1", "iar-a2c", {"n_envs": 8}), make_batched("ERA-v1", 8))
+    >>> trainer.step()
+    >>> trainer.env_steps, int(trainer.env.violations)
+    (8, 0)
     """
 
-    def __init__(self, config, env, oracle=None):
+    def __init__(self, config, env: Batched, oracle: Oracle | None = None):
         check_size(env.action_sizes, config.policy)
         self.config, self.env, self.device = config, env, env.device
         self.oracle = oracle or env.valid
@@ -140,7 +165,7 @@ class Trainer:
         self.executed: Tensor | None = None  # in the step before, (B, D)
         self.env_steps = 0
         self.updates = 0
-        self.counts = dict.fromkeys(COUNTS, 0)
+        self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
         self.sums = torch.zeros(len(MEANS), device=env.device)
 
     # ------------------------------------------------------------------------------------------------ acting
@@ -241,8 +266,10 @@ class Trainer:
         same = None
         if config.policy == "flow":
             same = rejection.same_action(packed(decision.sample.action, self.policy.sizes), valid)
-        shared = same is not None and config.estimator == "rb"
-        executed = rejection.shared_weights(decision, same) if shared else rejection.executed_weights(decision)
+        if same is not None and config.estimator == "rb":
+            executed = rejection.shared_weights(decision, same)
+        else:
+            executed = rejection.executed_weights(decision)
         corrected = rejection.correction_weights(executed, valid, n_valid, decision.draws, config.correction)
         weights = corrected * advantage[:, None] + config.valid_bonus * rejection.bonus_weights(valid)
         regulariser = 0.0
@@ -260,13 +287,16 @@ class Trainer:
             regulariser = regulariser + config.latent_kl * now * (kl * decision.sampled).mean()
         return weights * decision.sampled[:, None], entropy.detach(), regulariser
 
+    def _gradients(self, groups: Iterable[str]) -> list[Tensor]:
+        return [flat.grad for flat in map(self.parameters.__getitem__, groups) if flat.grad is not None]
+
     def _zero_gradients(self) -> None:
-        for flat in self.parameters.values():
-            flat.grad.zero_()
+        for gradient in self._gradients(self.parameters):
+            gradient.zero_()
 
     def _clip(self, groups: list[str]) -> Tensor:
         """Scale the groups' gradients to a joint norm of `clip` at most; the norm before."""
-        gradients = [self.parameters[name].grad for name in groups]
+        gradients = self._gradients(groups)
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         for gradient in gradients:
             gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1))
@@ -339,6 +369,7 @@ class Trainer:
         totals = dict.fromkeys(("states", *rejection.COUNTS), 0)
         while running.any() and totals["states"] < most_steps * n_episodes:
             decision, counts = self.decide(observation, generator, executed)
+            assert decision.calls is not None  # `decide` counts them
             calls.append(decision.calls[running])
             for name, count in counts.items():
                 totals[name] += count
@@ -411,7 +442,10 @@ def _concatenated(decisions: list[rejection.Decision]) -> rejection.Decision:
     joined = []
     for column in columns:
         if isinstance(column[0], Sample):
-            joined.append(Sample(*(None if x[0] is None else torch.cat(x) for x in zip(*column, strict=True))))
+            latents = [sample.latent for sample in column if sample.latent is not None]
+            joined.append(
+                Sample(torch.cat([sample.action for sample in column]), torch.cat(latents) if latents else None)
+            )
         else:
             joined.append(None if column[0] is None else torch.cat(column))
     return rejection.Decision(*joined)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .gumbel import GumbelFlowPolicy, gumbel, truncated_gumbel
+from .gumbel import GumbelFeatures, GumbelFlowPolicy, gumbel, truncated_gumbel
 from .policies import FactoredPolicy, FlowPolicy, Sample
 
 LEAST_BRACKET = 1e-6  # of an ellipse's angle: float32 tells no nearer points apart
@@ -83,7 +83,7 @@ class GaussianNoise:
 class GumbelNoise:
     """A `GumbelFlowPolicy`'s: v_d = l_d(v_<d) + ε_d, ε ~ Gumbel(0, 1). A dimension changes no block before its own."""
 
-    def __init__(self, policy: GumbelFlowPolicy, features):
+    def __init__(self, policy: GumbelFlowPolicy, features: GumbelFeatures):
         self.flow, self.features, self.like = policy.flow, features, features.mean
 
     def draw(self, shape: tuple[int, ...], generator) -> Tensor:

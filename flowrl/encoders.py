@@ -31,6 +31,8 @@ class GraphEncoder(nn.Module):
     to one. The identity e_k, and U, tell symmetric districts apart.
     """
 
+    neighbours: Tensor  # Â, (K, K)
+
     def __init__(self, adjacency: Tensor, n_inputs: int, hidden: int, node_hidden: int = 16):
         super().__init__()
         self.register_buffer("neighbours", (adjacency / adjacency.sum(-1, keepdim=True)).float(), persistent=False)
@@ -102,10 +104,16 @@ def make_encoder(env, hidden: int) -> nn.Module:
 
     An environment's `encoder_planes` says how many planes of its images the policy may see; default all. Its
     `observation_parts`, if not None, are what `PartsEncoder` takes.
+
+    >>> from .envs import make_batched
+    >>> env = make_batched("ERA-v1", 4)
+    >>> make_encoder(env, hidden=32)(env.reset()).shape
+    torch.Size([4, 32])
     """
     parts = getattr(env, "observation_parts", None)
     if parts is not None:
-        return PartsEncoder(*parts, hidden)
+        pictures, n_numbers = parts
+        return PartsEncoder(pictures, n_numbers, hidden)
     adjacency = getattr(env, "adjacency", None)
     if adjacency is not None:
         return GraphEncoder(adjacency, env.observation_shape[-1], hidden)

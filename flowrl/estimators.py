@@ -12,22 +12,38 @@ from torch import Tensor, nn
 
 
 def elbo(w: Tensor) -> Tensor:
-    """l̂ = (1/N) Σ w_n (Eq 5): (…, N) → (…). A lower bound in expectation."""
+    """l̂ = (1/N) Σ w_n (Eq 5), in nats: (…, N) → (…). A lower bound in expectation.
+
+    >>> elbo(torch.tensor([0.0, 2.0]))
+    tensor(1.)
+    """
     return w.mean(-1)
 
 
 def cubo(w: Tensor) -> Tensor:
-    """l̂ᵘ = ½ log (1/N) Σ exp(2 w_n) (Eq 6): (…, N) → (…). An upper bound as N → ∞."""
+    """l̂ᵘ = ½ log (1/N) Σ exp(2 w_n) (Eq 6), in nats: (…, N) → (…). An upper bound as N → ∞.
+
+    >>> cubo(torch.tensor([0.0, 2.0]))
+    tensor(1.6625)
+    """
     return 0.5 * (torch.logsumexp(2 * w, -1) - math.log(w.shape[-1]))
 
 
 def iwae(w: Tensor) -> Tensor:
-    """log (1/N) Σ exp(w_n) (Burda et al. 2016; not in the paper): (…, N) → (…). A tighter lower bound."""
+    """log (1/N) Σ exp(w_n) (Burda et al. 2016; not in the paper), in nats: (…, N) → (…). A tighter lower bound.
+
+    >>> iwae(torch.tensor([0.0, 2.0]))
+    tensor(1.4338)
+    """
     return torch.logsumexp(w, -1) - math.log(w.shape[-1])
 
 
 def sandwich(w: Tensor, alpha: Tensor | float) -> Tensor:
-    """α l̂ + (1 − α) l̂ᵘ (section 3.2): w (…, N), α in [0, 1] broadcast against (…) → (…)."""
+    """α l̂ + (1 − α) l̂ᵘ (section 3.2), in nats: w (…, N), α in [0, 1] broadcast against (…) → (…).
+
+    >>> sandwich(torch.tensor([0.0, 2.0]), alpha=0.5)
+    tensor(1.3313)
+    """
     return torch.lerp(cubo(w), elbo(w), torch.as_tensor(alpha, dtype=w.dtype, device=w.device))
 
 
@@ -36,6 +52,9 @@ def cis_weights(w: Tensor) -> Tensor:
 
     With one of the N latents the one that produced the action (an exact draw from p(v|a, s)) and the rest from a q
     fixed before it, Σ_n weight_n ∇log p(v_n|s) is unbiased for ∇log π(a|s).
+
+    >>> cis_weights(torch.tensor([0.0, 2.0]))
+    tensor([0.1192, 0.8808])
     """
     return torch.softmax(w, -1)
 
@@ -44,6 +63,10 @@ class Alpha(nn.Module):
     """The sandwich's α ∈ [0, 1] (Table A.1): `static` ½, `trainable` one scalar, `adaptive` a network of both bounds.
 
     Trained by the policy gradient with all the other parameters of the policy.
+
+    >>> w = torch.randn(5, 4)
+    >>> Alpha("adaptive")(elbo(w), cubo(w)).tolist()  # before training
+    [0.5, 0.5, 0.5, 0.5, 0.5]
     """
 
     def __init__(self, kind: str, hidden: int = 16):
@@ -52,9 +75,10 @@ class Alpha(nn.Module):
         if kind == "trainable":
             self.logit = nn.Parameter(torch.zeros(()))
         elif kind == "adaptive":
-            self.net = nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 1))
-            nn.init.zeros_(self.net[-1].weight)  # α = ½, to begin with
-            nn.init.zeros_(self.net[-1].bias)
+            first, last = nn.Linear(2, hidden), nn.Linear(hidden, 1)
+            nn.init.zeros_(last.weight)  # α = ½, to begin with
+            nn.init.zeros_(last.bias)
+            self.net = nn.Sequential(first, nn.Tanh(), last)
 
     def forward(self, lower: Tensor, upper: Tensor) -> Tensor | float:
         """ELBO (…), CUBO (…) → α, (…) or a scalar. The network sees the bounds as constants, in units of ten nats."""

@@ -12,21 +12,23 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import torch
+from gymnasium.vector import SyncVectorEnv
 
 from . import envs
 from .a2c import POLICIES, seeded
 from .device import make_device
-from .envs.gym import GymBatched, Oracle
+from .envs.batched import Batched, Oracle
+from .envs.gym import GymBatched
 from .envs.validity import PerAction
 from .fitted import FORMAT, Fitted, spaces_of
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
-Env = str | Path | Callable[[], gymnasium.Env]
+Env = str | Path | Callable[[], gymnasium.Env] | SyncVectorEnv | Batched
 
 
 def fit(
@@ -62,6 +64,23 @@ def fit(
     running deviation unless normalise_reward=False. Everything drawn is seeded by `seed`. Warns where draws were hardly
     ever valid. Raises ValueError; NoValidActionError; FloatingPointError where something is not finite; RuntimeError
     from an error inside the environment; the error's `trainer` has what was learnt until then.
+
+    >>> import flowrl
+    >>> class Pair(gymnasium.Env):  # two jobs for two of four workers, not for the same one; pays their numbers
+    ...     observation_space, action_space = gymnasium.spaces.Discrete(1), gymnasium.spaces.MultiDiscrete([4, 4])
+    ...     def reset(self, *, seed=None, options=None):
+    ...         super().reset(seed=seed)
+    ...         return 0, {}
+    ...     def step(self, action):
+    ...         return 0, float(action.sum()), True, False, {}
+    >>> two = flowrl.per_action(lambda observation, action: action[0] != action[1])
+    >>> trained = fit(Pair, two, steps=2000, n_envs=16, progress=False)
+    >>> first, second = trained.act(0)
+    >>> bool(first != second), trained.env.violations
+    (True, 0)
+    >>> returns, counts = trained.evaluate(n_episodes=50)  # 5 at best, 3 by chance
+    >>> bool(returns.mean() > 4)
+    True
     """
     choose("method", method, A2C_METHODS)
     if oracle is not None and method in NO_CONSTRAINTS:
@@ -71,7 +90,7 @@ def fit(
         if settings.get("n_envs", env.n_envs) != env.n_envs or device != "auto":
             raise ValueError(f"a batched environment has n_envs ({env.n_envs}) and device ({env.device}) of its own")
         settings["n_envs"] = env.n_envs
-    elif isinstance(env, gymnasium.vector.VectorEnv):
+    elif isinstance(env, SyncVectorEnv):
         settings.setdefault("n_envs", env.num_envs)
     if not _is_batched(env) and not _is_named(env):
         settings.setdefault("normalise_reward", True)
@@ -107,6 +126,14 @@ def load(
     env, oracle, known_valid, when_none_valid: as `fit` was given them; env by its id, or name, need not be said again.
     resume: in the episodes that it was in, so that training goes on bit for bit; that unpickles the environments, which
     runs code: only for files that you trust. Raises ValueError that says what differs.
+
+    >>> import tempfile
+    >>> trained = fit("CartPole-v1", steps=64, n_envs=4, progress=False)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trained.save(f"{folder}/mine.pt")
+    ...     again = load(f"{folder}/mine.pt")
+    >>> again.env_steps, again.config == trained.config
+    (64, True)
     """
     chosen = make_device(device)
     try:
@@ -136,17 +163,20 @@ def load(
     return fitted
 
 
-def _new(config: TrainConfig, env, oracle, device: str, options: dict) -> Fitted:
+def _new(config: TrainConfig, env: Env, oracle: Oracle | PerAction | str | None, device: str, options: dict) -> Fitted:
     """A trainer of the configuration that has learnt nothing. ValueError."""
     choose("policy", config.policy, POLICIES)
-    if oracle is not None and not (callable(oracle) or isinstance(oracle, str)):
-        raise ValueError(f"the oracle is {type(oracle).__name__}; it must be a function, a name, or None")
+    own = None if isinstance(oracle, str) else oracle
+    if not (own is None or callable(own)):
+        raise ValueError(f"the oracle is {type(own).__name__}; it must be a function, a name, or None")
+    if isinstance(oracle, str) and (_is_batched(env) or _is_named(env)):
+        raise ValueError(f"the oracle is {oracle!r}; only gymnasium environments are searched for a name")
     if _is_batched(env):
-        return Fitted(config, env, oracle)
+        return Fitted(config, env, own)
     chosen = make_device(device)
     make = _maker(env, oracle, chosen, options)
     batch = make(config.n_envs, seeded(config.seed, "env", chosen))
-    return Fitted(config, batch, oracle if _is_named(env) else None, make)
+    return Fitted(config, batch, own if _is_named(env) else None, make)
 
 
 def _maker(env, oracle, device: torch.device, options: dict) -> Callable:
@@ -168,11 +198,11 @@ def _maker(env, oracle, device: torch.device, options: dict) -> Callable:
     return make
 
 
-def _is_batched(env) -> bool:
+def _is_batched(env: Any) -> TypeGuard[Batched]:
     return all(hasattr(env, name) for name in ("action_sizes", "observation_shape", "n_envs", "step", "valid"))
 
 
-def _is_named(env) -> bool:
+def _is_named(env: Any) -> TypeGuard[str | Path]:
     """Whether it is one of flowrl's own cities and games."""
     city = str(env).removeprefix("flowrl/")
     return isinstance(env, str | Path) and (city.endswith(".json") or city in set(envs.names()) - set(envs.CLASSIC))

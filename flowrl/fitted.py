@@ -20,7 +20,8 @@ from tqdm import tqdm
 from . import rejection
 from .a2c import Rollout, Trainer, seeded
 from .device import one_thread
-from .envs.gym import GymBatched, Oracle
+from .envs.batched import Batched, Oracle
+from .envs.gym import GymBatched
 from .envs.spaces import frozen
 from .envs.validity import State
 from .policies import CategoricalPolicy, FlowPolicy, to_digits
@@ -40,7 +41,7 @@ class Fitted(Trainer):
     `fit` was given an eval_env: their `return` and `env_steps`, and `use_best` to take them.
     """
 
-    def __init__(self, config: TrainConfig, env, oracle: Oracle | None = None, make: Callable | None = None):
+    def __init__(self, config: TrainConfig, env: Batched, oracle: Oracle | None = None, make: Callable | None = None):
         super().__init__(config, env, oracle)
         self.make = make
         self.callbacks: list[Callable[[Fitted], Any]] = []
@@ -75,7 +76,7 @@ class Fitted(Trainer):
                     if False in [callback(self) for callback in self.callbacks]:  # all are called
                         break
             except BaseException as error:
-                self.broken, error.trainer = True, self
+                self.broken, vars(error)["trainer"] = True, self
                 error.add_note(f"what was learnt in {self.env_steps} steps is this error's `trainer`")
                 raise
         if self.interrupted:
@@ -123,7 +124,7 @@ class Fitted(Trainer):
         import pandas as pd  # here: takes half a second
 
         columns = ["env_steps", "episodes", "return", "reward", "valid_rate"]
-        return pd.DataFrame(self.rows, columns=[*columns, "draws", "valid"])[columns]
+        return pd.DataFrame(self.rows, columns=pd.Index([*columns, "draws", "valid"]))[columns]
 
     def _last(self, column: str) -> float:
         return self.rows[-1][column] if self.rows else 0
@@ -161,8 +162,7 @@ class Fitted(Trainer):
         draws where the policy knows probabilities, else the most frequent one. Raises NoValidActionError where none is
         found; ValueError; FloatingPointError where the observation is not finite.
         """
-        given = [None if x is None else [x] for x in (action_mask, info, env)]
-        return self.act_many([observation], greedy, *given)[0]
+        return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
     def act_many(
         self,
@@ -295,6 +295,11 @@ def greediest(policy, decided: rejection.Decision) -> Tensor:
             score = policy.log_prob(policy.features(observation), decided.sample)
     best = score.masked_fill(~valid, -torch.inf).argmax(-1)
     return action[torch.arange(len(action), device=action.device), best]
+
+
+def _alone(value):
+    """A list of it, where it is given."""
+    return None if value is None else [value]
 
 
 def spaces_of(env) -> dict[str, str]:

@@ -6,6 +6,7 @@ x: (B, S, dim), S samples in each of B states. What a layer takes from the state
 samples there are: `condition` turns features (B, C) into a shift of each layer's hidden units, (B, 1, hidden).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,14 @@ class AdditiveCoupling(Coupling):
 
 
 class AffineCoupling(Coupling):
-    """y₂ = x₂ exp(l(x₁, s)) + t(x₁, s), y₁ = x₁, with |l| < LOG_SCALE_BOUND: ladj = Σ l (the paper's latent flow)."""
+    """y₂ = x₂ exp(l(x₁, s)) + t(x₁, s), y₁ = x₁, with |l| < LOG_SCALE_BOUND: ladj = Σ l (the paper's latent flow).
+
+    >>> layer, shift = AffineCoupling(dim=6, hidden=8, swap=False), torch.randn(3, 1, 8)
+    >>> x = torch.randn(3, 5, 6)  # 5 samples in each of 3 states
+    >>> y, ladj = layer(x, shift)
+    >>> torch.equal(y, x), ladj.shape  # the identity, to begin with
+    (True, torch.Size([3, 5]))
+    """
 
     outputs_per_input = 2
 
@@ -93,6 +101,9 @@ class AutoregressiveLayer(nn.Module):
     because an update draws S latents a state without gradients, but differentiates the density of all of them: dim
     steps take about three times as long as one pass without gradients, four times with them (S = 64, dim = 24).
     """
+
+    reads: Tensor  # (hidden, dim) bool
+    writes: Tensor  # (2 dim, hidden) bool
 
     def __init__(self, dim: int, hidden: int, swap: bool):
         super().__init__()
@@ -140,7 +151,12 @@ class Mixture(NamedTuple):
 
 
 def mixture_logit(y: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
-    """G(y) = logit F(y) and log G′(y) = log F′ − log F − log(1 − F), all in log space: y (…) → two (…)."""
+    """G(y) = logit F(y) and log G′(y) = log F′ − log F − log(1 − F), all in log space: y (…) → two (…).
+
+    >>> one = Mixture(*torch.zeros(3, 1))  # a single logistic, whose logit is the identity
+    >>> mixture_logit(torch.tensor(1.5), one)[0]
+    tensor(1.5000)
+    """
     log_weight, location, log_width = mixture
     a = (y - location) * (-log_width).exp()
     below = log_weight + logsigmoid(a)
@@ -155,6 +171,11 @@ def mixture_quantile(logit: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
 
     Bisection and one Newton step find it. A second step, −(G(y) − logit) / G′(y) with y and G′ held fixed, has the
     gradients of the implicit function; they are all that is kept of it.
+
+    >>> two = Mixture(torch.tensor([0.5, 0.5]).log(), torch.tensor([-2.0, 2.0]), torch.zeros(2))
+    >>> y, _ = mixture_quantile(torch.tensor(1.0), two)
+    >>> round(float(mixture_logit(y, two)[0]), 4)
+    1.0
     """
     with torch.no_grad():
         log_weight, location, log_width = mixture
@@ -217,6 +238,7 @@ COUPLINGS = {
     "autoregressive": AutoregressiveLayer,
     "mixture": MixtureCDFCoupling,
 }
+Layer = AdditiveCoupling | AffineCoupling | AutoregressiveLayer | MixtureCDFCoupling
 
 
 class Flow(nn.Module):
@@ -224,18 +246,28 @@ class Flow(nn.Module):
 
     kind: one of COUPLINGS, else ValueError; features: width of what conditions it. `condition` must come first, so that
     sampling and densities share it.
+
+    >>> flow = Flow("affine", n_layers=2, dim=6, features=4, hidden=8)
+    >>> shifts = flow.condition(torch.randn(3, 4))  # of 3 states
+    >>> v, ladj = flow(torch.randn(3, 5, 6), shifts)  # 5 samples in each
+    >>> v.shape, ladj.shape
+    (torch.Size([3, 5, 6]), torch.Size([3, 5]))
+    >>> z, ladj_back = flow.inverse(v, shifts)
     """
+
+    layers: Sequence[Layer]
 
     def __init__(self, kind: str, n_layers: int, dim: int, features: int, hidden: int):
         super().__init__()
         if kind not in COUPLINGS:
             raise ValueError(f"unknown coupling {kind!r}; choose one of: {', '.join(COUPLINGS)}")
-        self.layers = nn.ModuleList(COUPLINGS[kind](dim, hidden, swap=i % 2 == 1) for i in range(n_layers))
+        layers = [COUPLINGS[kind](dim, hidden, swap=i % 2 == 1) for i in range(n_layers)]
+        self.register_module("layers", nn.ModuleList(layers))
         self.context = nn.Linear(features, n_layers * hidden) if n_layers else None
 
     def condition(self, features: Tensor) -> tuple[Tensor, ...]:
         """Features (…, C) → one shift (…, 1, hidden) a layer."""
-        if not self.layers:
+        if self.context is None:
             return ()
         return self.context(features).unsqueeze(-2).chunk(len(self.layers), dim=-1)
 
@@ -264,6 +296,11 @@ def soft_threshold(u: Tensor, action: Tensor, allowed: Tensor | None = None) -> 
 
     u: (…, D, K); action: (…, D) int64; allowed: (D, K) bool, categories that exist (others are left as they are).
     Returns v (…, D, K), ladj (…), ties (…) int64: how many entries rounding had made equal.
+
+    >>> u = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])  # D = 2, K = 3
+    >>> v, ladj, ties = soft_threshold(u, torch.tensor([0, 2]))
+    >>> v.argmax(-1)
+    tensor([0, 2])
     """
     chosen = action.unsqueeze(-1)
     u_i = u.gather(-1, chosen)
@@ -284,6 +321,10 @@ def soft_threshold_inverse(v: Tensor, action: Tensor, allowed: Tensor | None = N
 
     An exact tie v_j = v_i, which rounding makes in float32, counts as v_j the next smaller number: finite everywhere.
     Raises nothing: where v_j > v_i there is no such u and the entries are NaN.
+
+    >>> u, action = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([0])
+    >>> torch.allclose(soft_threshold_inverse(soft_threshold(u, action)[0], action)[0], u, atol=1e-5)
+    True
     """
     chosen = action.unsqueeze(-1)
     v_i = v.gather(-1, chosen)

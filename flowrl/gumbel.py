@@ -2,6 +2,7 @@
 estimated without a posterior, from latents that the draws themselves bring.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -24,6 +25,10 @@ def truncated_gumbel(logits: Tensor, action: Tensor, generator: torch.Generator 
     """v = l + Gumbel given argmax v = a: logits (B, 1 or n, d, K), actions (B, n, d) int64 → (B, n, d, K).
 
     The winner's M = logsumexp(l) + Gumbel, whoever wins; the others v_j = −log(exp(−M) + E_j exp(−l_j)), E_j ~ Exp(1).
+
+    >>> action = torch.tensor([[[0, 2], [1, 1]]])  # 2 actions of 2 dimensions in one state
+    >>> truncated_gumbel(torch.zeros(1, 1, 2, 3), action).argmax(-1).equal(action)
+    True
     """
     noise = gumbel((*action.shape, logits.shape[-1]), logits, generator)  # −log E_j
     top = torch.logsumexp(logits, -1, keepdim=True) + gumbel((*action.shape, 1), logits, generator)
@@ -57,14 +62,14 @@ class _Held(torch.autograd.Function):
         return (chosen - (top + total.log_())).sum((-2, -1)), read
 
     @staticmethod
-    def backward(ctx, slope: Tensor | None, slope_read: Tensor | None) -> tuple[Tensor, None, None]:
+    def backward(ctx, slope: Tensor, slope_read: Tensor | None) -> tuple[Tensor, None, None]:
         won, ratio, read, action = ctx.saved_tensors
         slope = slope[..., None, None]
         if slope_read is None:
             found = -slope * won
         else:
-            slope_read = slope_read * read
-            at_latent = torch.addcmul(slope_read, read, slope_read.sum(-1, keepdim=True), value=-1)
+            at_read = slope_read * read
+            at_latent = torch.addcmul(at_read, read, at_read.sum(-1, keepdim=True), value=-1)
             below = ratio.mul(at_latent)
             found = torch.addcmul(at_latent - below, won, below.sum(-1, keepdim=True) - slope)
         found = found.scatter_add_(-1, action, slope.expand_as(action))
@@ -89,10 +94,11 @@ class GumbelFlow(nn.Module):
         widths = [(cut.stop - cut.start) * K for cut in self.cuts]
         self.context = nn.Linear(features, (len(widths) - 1) * hidden) if len(widths) > 1 else None
         self.read = nn.ModuleList(nn.Linear(width, hidden, bias=False) for width in widths[:-1])
-        self.write = nn.ModuleList(nn.Linear(hidden, width) for width in widths[1:])
-        for layer in self.write:
+        write = [nn.Linear(hidden, width) for width in widths[1:]]
+        for layer in write:
             nn.init.normal_(layer.weight, std=WRITE_STD)
             nn.init.zeros_(layer.bias)
+        self.write = nn.ModuleList(write)
 
     def condition(self, features: Tensor) -> tuple[Tensor, ...]:
         """Features (B, C) → one shift (B, 1, hidden) a block but the first."""
@@ -130,23 +136,24 @@ class GumbelFlow(nn.Module):
 
     def log_weight(self, mean: Tensor, shifts: tuple[Tensor, ...], latent: Tensor, action: Tensor) -> Tensor:
         """log w = Σ_d log softmax(l_d(v_<d))_{a_d}, a = argmax v, pathwise as in `_Held`: (B, n, D, K) → (B, n)."""
-        log_w, hidden = 0.0, 0.0
+        log_w, hidden = [], 0.0
         for i, cut in enumerate(self.cuts):
             logits = self._logits(i, mean, shifts, hidden)
             log_p, read = _Held.apply(logits, latent[:, :, cut], action[:, :, cut])
-            log_w, hidden = log_w + log_p, self._hidden(i, hidden, read)
-        return log_w
+            log_w.append(log_p)
+            hidden = self._hidden(i, hidden, read)
+        return functools.reduce(torch.add, log_w)
 
     def entropy(self, mean: Tensor, shifts: tuple[Tensor, ...], n: int, generator=None) -> Tensor:
         """Σ_d H(softmax l_d(v_<d)) of n draws, in nats, pathwise: (B, n)."""
         noise = gumbel((len(mean), n, *mean.shape[2:]), mean, generator)
-        total, hidden = 0.0, 0.0
+        entropies, hidden = [], 0.0
         for i, cut in enumerate(self.cuts):
             logits = self._logits(i, mean, shifts, hidden)
             log_p = logits - torch.logsumexp(logits, -1, keepdim=True)
-            total = total - (log_p.exp() * log_p.clamp_min(-1e4)).sum((-2, -1))
+            entropies.append(-(log_p.exp() * log_p.clamp_min(-1e4)).sum((-2, -1)))
             hidden = self._read(i, hidden, logits + noise[:, :, cut])
-        return total
+        return functools.reduce(torch.add, entropies)
 
     def _logits(self, i: int, mean: Tensor, shifts: tuple[Tensor, ...], hidden: Tensor | float) -> Tensor:
         """l of block i, (B, 1 or n, d, K)."""
@@ -182,6 +189,8 @@ class GumbelFlowPolicy(nn.Module):
     is of π, whose gradient may point the other way (`python -m benchmarks.gumbel`).
     """
 
+    existing: Tensor | None  # (D, K) bool
+
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes, self.shape, self.n_latents = sizes, (len(sizes), max(sizes)), config.n_posterior
@@ -193,7 +202,7 @@ class GumbelFlowPolicy(nn.Module):
         block = config.block or (len(sizes) + 1) // 2
         self.flow = GumbelFlow(self.shape, block, features, config.policy_hidden)
 
-    def features(self, observation: Tensor, mask: None = None) -> GumbelFeatures:
+    def features(self, observation: Tensor, mask: Tensor | None = None) -> GumbelFeatures:
         hidden = self.encoder(observation)
         mean = self.mean(hidden).unflatten(-1, self.shape)
         if self.existing is not None:
@@ -219,6 +228,7 @@ class GumbelFlowPolicy(nn.Module):
 
     def score_surrogate(self, features: GumbelFeatures, sample: Sample, generator=None) -> Tensor:
         """(B, n), its gradient unbiased for ∇log π(a|s): log w at its latent, averaged with N − 1 truncated draws."""
+        assert sample.latent is not None  # a draw of this policy
         w = self.flow.log_weight(*features, sample.latent, sample.action)
         if self.n_latents == 1:
             return w

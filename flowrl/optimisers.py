@@ -11,6 +11,12 @@ class RMSpropTF(torch.optim.Optimizer):
 
     torch's begins with v = 0 and divides by √v + ε: its first step is lr / √(1 − α) along every g's sign. Here a first
     step is lr g, and no step is longer than lr |g| / √ε: a gradient well under √ε in size moves little, however steady.
+
+    >>> p = nn.Parameter(torch.zeros(()))
+    >>> p.grad = torch.ones(())
+    >>> RMSpropTF([p], lr=0.1).step()
+    >>> p.data
+    tensor(-0.1000)
     """
 
     def __init__(self, params, lr: float, alpha: float = 0.99, eps: float = 1e-5):
@@ -36,6 +42,10 @@ def flat_parameters(*modules: nn.Module) -> nn.Parameter:
     """One parameter that all the modules' parameters, and their gradients, are views of: one step for all of them.
 
     Its `grad` stays allocated: set it to zero in place, never to None.
+
+    >>> flat = flat_parameters(nn.Linear(3, 4), nn.Linear(4, 1))
+    >>> flat.shape, flat.grad.shape
+    (torch.Size([21]), torch.Size([21]))
     """
     parameters = list(dict.fromkeys(chain.from_iterable(module.parameters() for module in modules)))
     flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))

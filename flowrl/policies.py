@@ -8,6 +8,7 @@
 Dimensions of unequal size are padded to the largest K; a padded category has probability 0 everywhere.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -31,9 +32,23 @@ class Sample(NamedTuple):
     action: Tensor
     latent: Tensor | None = None
 
+    def at(self, index) -> "Sample":
+        """Those that an index of the tensors' first axes picks."""
+        return Sample(self.action[index], None if self.latent is None else self.latent[index])
+
+    def clone(self) -> "Sample":
+        """A copy to write into."""
+        return Sample(self.action.clone(), None if self.latent is None else self.latent.clone())
+
 
 def to_flat(action: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Mixed-radix number of an action, first dimension most significant: (…, D) → (…) int64."""
+    """Mixed-radix number of an action, first dimension most significant: (…, D) int64 → (…) int64.
+
+    Wraps around beyond 2⁶³ actions: `packed` doesn't.
+
+    >>> to_flat(torch.tensor([[0, 0, 0], [1, 2, 3]]), sizes=(2, 3, 4))
+    tensor([ 0, 23])
+    """
     flat = action[..., 0]
     for d in range(1, len(sizes)):
         flat = flat * sizes[d] + action[..., d]
@@ -41,7 +56,12 @@ def to_flat(action: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def to_digits(flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The action with that mixed-radix number: (…) int64 → (…, D)."""
+    """The action with that mixed-radix number: (…) int64 → (…, D) int64.
+
+    >>> to_digits(torch.tensor([0, 23]), sizes=(2, 3, 4))
+    tensor([[0, 0, 0],
+            [1, 2, 3]])
+    """
     digits = []
     for size in reversed(sizes):
         digits.append(flat % size)
@@ -50,7 +70,11 @@ def to_digits(flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def packed(action: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The action as P numbers, each of as many dimensions as fit 63 bits: (…, D) → (…, P); P = 1 up to |A| = 2⁶³."""
+    """The action as P numbers, each of as many dimensions as fit 63 bits: (…, D) → (…, P); P = 1 up to |A| = 2⁶³.
+
+    >>> packed(torch.ones(5, 100, dtype=torch.int64), sizes=(2,) * 100).shape  # 2¹⁰⁰ actions
+    torch.Size([5, 2])
+    """
     cuts, n = [0], 1
     for d, size in enumerate(sizes):
         if n * size > ACTION_LIMIT:
@@ -62,7 +86,13 @@ def packed(action: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def check_size(sizes: tuple[int, ...], policy: str) -> None:
-    """ValueError where a policy would have to enumerate, or number, more actions than it can."""
+    """ValueError where a policy would have to enumerate, or number, more actions than it can.
+
+    >>> check_size((10,) * 400, "flow")
+    >>> check_size((10,) * 400, "masked")
+    Traceback (most recent call last):
+    ValueError: |A| is about 10^400: masked policies enumerate all, at most 200,000; methods with iar only draw
+    """
     n = math.prod(sizes)
     many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
     if policy in ("masked", "categorical") and n > MAX_LOGITS:
@@ -114,6 +144,8 @@ class FlowFeatures(NamedTuple):
 
 class Posterior(nn.Module):
     """q_ψ(v|a, s), supported on {v : argmax v = a}: a Gaussian, maybe through couplings, then the soft threshold."""
+
+    existing: Tensor | None  # (D, K) bool
 
     def __init__(self, features: int, sizes: tuple[int, ...], n_couplings: int, hidden: int):
         super().__init__()
@@ -173,6 +205,8 @@ class FlowPolicy(nn.Module):
     over that latent and N − 1 posterior ones, the rest estimates of log π itself through the posterior.
     """
 
+    existing: Tensor | None  # (D, K) bool
+
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes, self.shape = sizes, (len(sizes), max(sizes))
@@ -201,7 +235,7 @@ class FlowPolicy(nn.Module):
         if self.estimator == "sandwich":
             self.alpha = Alpha(config.alpha)
 
-    def features(self, observation: Tensor, mask: None = None) -> FlowFeatures:
+    def features(self, observation: Tensor, mask: Tensor | None = None) -> FlowFeatures:
         hidden = self.encoder(observation)
         log_scale = None if self.log_scale is None else self.log_scale(hidden).clamp(*LOG_SCALE).unsqueeze(1)
         return FlowFeatures(hidden, self.mean(hidden).unsqueeze(1), log_scale, self.flow.condition(hidden))
@@ -234,6 +268,7 @@ class FlowPolicy(nn.Module):
 
     def log_weights(self, features: FlowFeatures, action: Tensor, n: int, generator=None) -> tuple[Tensor, Tensor]:
         """w = log p(v|s) − log q(v|a, s), v ~ q: actions (B, M, D) → w (B, M, n), and how many ties rounding made."""
+        assert self.posterior is not None  # the estimator NEEDS_POSTERIOR
         v, log_q, ties = self.posterior.sample(features.hidden, action, n, generator)
         log_p = self.latent_log_prob(features, v.flatten(1, 2)).unflatten(1, log_q.shape[1:])
         return log_p - log_q, ties.sum()
@@ -243,7 +278,7 @@ class FlowPolicy(nn.Module):
         if self.estimator not in HAS_LOG_PROB:
             raise ValueError(f"estimator {self.estimator!r} has no log_prob; choose one of: {', '.join(HAS_LOG_PROB)}")
         w, _ = self.log_weights(features, sample.action, self.n_posterior, generator)
-        if self.estimator == "sandwich":
+        if self.alpha is not None:
             return sandwich(w, self.alpha(elbo(w), cubo(w)))
         return {"elbo": elbo, "cubo": cubo, "iwae": iwae}[self.estimator](w)
 
@@ -251,18 +286,17 @@ class FlowPolicy(nn.Module):
         """(B, n), its gradient the estimate of ∇log π(a|s): `log_prob`, or the latent density held at the latent."""
         if self.estimator in HAS_LOG_PROB:
             return self.log_prob(features, sample, generator)
-        if self.estimator in ("rb", "latent"):
+        assert sample.latent is not None  # a draw of this policy
+        if self.posterior is None:
             return self.latent_log_prob(features, sample.latent)
-        return self._cis_surrogate(features, sample, generator)
+        return self._cis_surrogate(self.posterior, features, sample.action, sample.latent.unsqueeze(2), generator)
 
-    def _cis_surrogate(self, features: FlowFeatures, sample: Sample, generator) -> Tensor:
-        latent, log_q = sample.latent.unsqueeze(2), None
+    def _cis_surrogate(self, q: Posterior, features: FlowFeatures, action: Tensor, latent: Tensor, generator) -> Tensor:
+        """latent: (B, n, 1, D, K), what produced the actions (B, n, D)."""
         with torch.no_grad():
-            log_q = self.posterior.log_prob(features.hidden, sample.action, latent)
+            log_q = q.log_prob(features.hidden, action, latent)
             if self.n_posterior > 1:
-                drawn, log_q_drawn, _ = self.posterior.sample(
-                    features.hidden, sample.action, self.n_posterior - 1, generator
-                )
+                drawn, log_q_drawn, _ = q.sample(features.hidden, action, self.n_posterior - 1, generator)
                 latent, log_q = torch.cat((latent, drawn), 2), torch.cat((log_q, log_q_drawn), 2)
         log_p = self.latent_log_prob(features, latent.flatten(1, 2)).unflatten(1, log_q.shape[1:])
         return (cis_weights(log_p.detach() - log_q) * log_p).sum(-1)
@@ -292,7 +326,7 @@ class CategoricalPolicy(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)
 
-    def features(self, observation: Tensor, mask: None = None) -> Tensor:
+    def features(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Observation (B, …) → log π(·|s) (B, |A|)."""
         return torch.log_softmax(self.logits(self.encoder(observation)), -1)
 
@@ -323,6 +357,8 @@ class MaskedPolicy(CategoricalPolicy):
 class FactoredPolicy(nn.Module):
     """π(a|s) = Π_d π_d(a_d|s): a categorical for each dimension, independent given the state (paper, section 6)."""
 
+    existing: Tensor | None  # (D, K) bool
+
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes, self.shape = sizes, (len(sizes), max(sizes))
@@ -332,7 +368,7 @@ class FactoredPolicy(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.zeros_(self.logits.bias)
 
-    def features(self, observation: Tensor, mask: None = None) -> Tensor:
+    def features(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         """Observation (B, …) → log π_d(·|s) (B, D, K)."""
         logits = self.logits(self.encoder(observation)).unflatten(-1, self.shape)
         if self.existing is not None:
@@ -357,6 +393,8 @@ class FactoredPolicy(nn.Module):
 class AutoregressivePolicy(nn.Module):
     """π(a|s) = Π_d π(a_d | a_<d, s): an LSTM over the dimensions, started by the state (paper, section 6)."""
 
+    existing: Tensor | None  # (D, K) bool
+
     def __init__(self, encoder: nn.Module, features: int, sizes: tuple[int, ...], config):
         super().__init__()
         self.sizes = sizes
@@ -364,16 +402,18 @@ class AutoregressivePolicy(nn.Module):
         self.encoder = encoder
         hidden, K = config.policy_hidden, max(sizes)
         self.first = nn.Linear(features, 2 * hidden)
-        self.choice = nn.ModuleList(nn.Embedding(K, 4 * hidden) for _ in sizes[1:])  # what a_{d−1} adds to the gates
+        choice = [nn.Embedding(K, 4 * hidden) for _ in sizes[1:]]
+        self.choice = nn.ModuleList(choice)  # what a_{d−1} adds to the gates
         self.recur = nn.Linear(hidden, 4 * hidden)
-        self.logits = nn.ModuleList(nn.Linear(hidden, K) for _ in sizes)
-        for layer in self.choice:
-            nn.init.normal_(layer.weight, std=0.1)
-        for layer in self.logits:
+        logits = [nn.Linear(hidden, K) for _ in sizes]
+        self.logits = nn.ModuleList(logits)
+        for embedding in choice:
+            nn.init.normal_(embedding.weight, std=0.1)
+        for layer in logits:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
 
-    def features(self, observation: Tensor, mask: None = None) -> Tensor:
+    def features(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.encoder(observation)
 
     def _walk(self, features: Tensor, n: int, action: Tensor | None, generator) -> tuple[list[Tensor], list[Tensor]]:
@@ -400,8 +440,7 @@ class AutoregressivePolicy(nn.Module):
     def log_prob(self, features: Tensor, sample: Sample, generator=None) -> Tensor:
         n = sample.action.shape[1]
         choices, log_probs = self._walk(features, n, sample.action, None)
-        return sum(
-            p.expand(-1, n, -1).gather(-1, a.unsqueeze(-1)).squeeze(-1) for a, p in zip(choices, log_probs, strict=True)
-        )
+        chosen = (p.expand(-1, n, -1).gather(-1, a.unsqueeze(-1)) for a, p in zip(choices, log_probs, strict=True))
+        return functools.reduce(torch.add, chosen).squeeze(-1)
 
     score_surrogate = log_prob

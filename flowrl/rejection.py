@@ -41,7 +41,11 @@ class Decision(NamedTuple):
 
 
 def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
-    """The oracle's answer for actions (B, S, D) → (B, S) bool; ValueError unless it has that shape and type."""
+    """The oracle's answer for actions (B, S, D) int64 → (B, S) bool; ValueError unless it has that shape and type.
+
+    >>> ask(lambda observation, action: action.sum(-1) < 3, torch.zeros(1, 4), torch.tensor([[[1, 1], [2, 1]]]))
+    tensor([[ True, False]])
+    """
     valid = oracle(observation, action)
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool or valid.shape != action.shape[:2]:
         got = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
@@ -53,7 +57,11 @@ def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
 
 
 def all_actions(sizes: tuple[int, ...], device) -> Tensor:
-    """Every action in mixed-radix order, (|A|, D) int64."""
+    """Every action in mixed-radix order, (|A|, D) int64.
+
+    >>> all_actions((2, 2), "cpu").tolist()
+    [[0, 0], [0, 1], [1, 0], [1, 1]]
+    """
     return to_digits(torch.arange(math.prod(sizes), device=device), sizes)
 
 
@@ -80,7 +88,18 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
     no valid action is found and the fallback says that it `accepts_nothing`, the action is NOTHING, and counts as one.
     executed: what was executed in the step before, (B, D), or None: where the oracle takes it, chains may start there.
     Returns the decision and counts: `resamples` (states that needed more than S draws), `chains` (states that chains
-    took over) and their `chain_calls`, `enumerations`, `fallbacks`, `asked` (oracle calls). Raises NoValidActionError.
+    took over) and their `chain_calls`, `enumerations`, `fallbacks`, `asked` (oracle calls).
+    Raises NoValidActionError; ValueError where oracle or fallback answer in another form; FloatingPointError where a
+    masked policy's logits are not finite.
+
+    >>> from types import SimpleNamespace
+    >>> from .policies import FactoredPolicy
+    >>> policy = FactoredPolicy(torch.nn.Linear(4, 8), 8, sizes=(3, 3), config=None)
+    >>> different = lambda observation, action: action[..., 0] != action[..., 1]
+    >>> config = SimpleNamespace(n_draws=8, max_draws=64, enumerate_limit=9, chains=0, correction="mean")
+    >>> decision, counts = decide(policy, different, torch.randn(5, 4), config, torch.Generator().manual_seed(0))
+    >>> decision.action.shape, bool(different(None, decision.action).all())  # 5 states, a valid action in each
+    (torch.Size([5, 2]), True)
     """
     counts = dict.fromkeys(COUNTS, 0)
     B, S = len(observation), config.n_draws
@@ -130,7 +149,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled, calls), counts
 
 
-def take_over(policy, oracle, observation, sample, valid, short, config, generator, fallback, executed, counts):
+def take_over(policy, oracle, observation, sample: Sample, valid, short, config, generator, fallback, executed, counts):
     """Chains instead of draws in the short states, (B,) bool, of which a valid action is known.
 
     Returns sample and valid with the chains' draws first, which states are still short, and the oracle calls, (B,).
@@ -138,7 +157,7 @@ def take_over(policy, oracle, observation, sample, valid, short, config, generat
     rows, n = short.nonzero().squeeze(-1), config.chains
     start, drawn, known, asked = _known(policy, oracle, observation, sample, valid, rows, fallback, executed)
     calls = torch.zeros_like(short, dtype=torch.int64).index_put((rows,), asked)
-    rows, start = rows[known], Sample(*(None if x is None else x[known] for x in start))
+    rows, start = rows[known], start.at(known)
     if len(rows):
 
         def accepts(action: Tensor, of: Tensor | None) -> Tensor:
@@ -148,7 +167,7 @@ def take_over(policy, oracle, observation, sample, valid, short, config, generat
         run = chains.begin(policy, observation[rows], start, drawn[known], n, accepts, generator)
         for _ in range(config.sweeps):
             run.sweep()
-        sample, valid = Sample(*(None if x is None else x.clone() for x in sample)), valid.clone()
+        sample, valid = sample.clone(), valid.clone()
         sample.action[rows, :n] = run.action
         if sample.latent is not None:
             sample.latent[rows, :n] = run.latent
@@ -159,7 +178,7 @@ def take_over(policy, oracle, observation, sample, valid, short, config, generat
     return sample, valid, short.index_put((rows,), torch.zeros_like(rows, dtype=torch.bool)), calls
 
 
-def _known(policy, oracle, observation, sample, valid, rows, fallback, executed):
+def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, executed):
     """A valid action of each of these states (b,), where one is known: actions (b, 1, D) and latents; whether it was
     drawn, whether there is one, and how often the oracle was asked, (b,) each.
 
@@ -167,7 +186,7 @@ def _known(policy, oracle, observation, sample, valid, rows, fallback, executed)
     """
     states, drawn = observation[rows], valid[rows].any(-1)
     which = valid[rows].byte().argmax(-1, keepdim=True)
-    start = Sample(*(None if x is None else _gather_rows(x[rows], which) for x in sample))
+    start = sample.at((rows[:, None], which))
     first, known, asked = start.action, drawn, torch.zeros_like(rows)
     before = None if executed is None else executed[rows]
     for suggested in (_suggested(policy.sizes, states, of_rows(fallback, rows)), before):
@@ -186,8 +205,7 @@ def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, c
     valid draws stay independent draws from π'.
     """
     S, more = config.n_draws, config.n_draws
-    sample = Sample(sample.action.clone(), None if sample.latent is None else sample.latent.clone())
-    valid, n_valid, draws = valid.clone(), n_valid.clone(), draws.clone()
+    sample, valid, n_valid, draws = sample.clone(), valid.clone(), n_valid.clone(), draws.clone()
     rows = (n_valid < needed if short is None else short).nonzero().squeeze(-1)
     while len(rows) and int(draws[rows[0]]) < config.max_draws:
         more = min(2 * more, config.max_draws - int(draws[rows[0]]))
@@ -266,14 +284,12 @@ def at_most(decision: Decision, m: int) -> Decision:
         return decision
     first = torch.nn.functional.one_hot(decision.chosen, decision.valid.shape[1])
     index = (decision.valid + 2 * first).topk(m, dim=1).indices  # (B, m), the executed one first
-    sample = Sample(*(None if x is None else _gather_rows(x, index) for x in decision.sample))
+    rows = torch.arange(len(index), device=index.device)[:, None]
     return decision._replace(
-        sample=sample, valid=decision.valid.gather(1, index), chosen=torch.zeros_like(decision.chosen)
+        sample=decision.sample.at((rows, index)),
+        valid=decision.valid.gather(1, index),
+        chosen=torch.zeros_like(decision.chosen),
     )
-
-
-def _gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 def valid_or_executed(decision: Decision) -> Tensor:
@@ -286,6 +302,9 @@ def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     numbers: actions as `packed` has them, (B, S, P); draw j of state b is number which[b, j] of the P. A GPU's
     host waits for P.
+
+    >>> distinct(torch.tensor([[[4], [7], [4]]]))
+    (tensor([0, 0]), tensor([0, 1]), tensor([[0, 1, 0]]))
     """
     first = _equal(numbers).byte().argmax(-1)
     is_first = first == torch.arange(first.shape[1], device=first.device)
@@ -295,7 +314,7 @@ def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def same_action(numbers: Tensor, valid: Tensor) -> Tensor:
-    """c_jk = 1[a_j = a_k, both valid]: actions as `packed` has them, (B, S, P) → (B, S, S) bool."""
+    """c_jk = 1[a_j = a_k, both valid]: actions as `packed` has them, (B, S, P), valid (B, S) bool → (B, S, S) bool."""
     return _equal(numbers) & valid.unsqueeze(2) & valid.unsqueeze(1)
 
 
@@ -323,6 +342,13 @@ def correction_weights(executed: Tensor, valid: Tensor, n_valid: Tensor, draws: 
       paper           e_j − (S/l) v_j / M         Algorithm 2 as printed: S/l² where all M = l are used
       mean            e_j − v_j / M
       leave_one_out   e_j − (v_j − e_j) / (M − 1)   unbiased; 0 where M < 2
+    → (B, S). ValueError for another kind.
+
+    >>> executed, valid = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, True, True, False]])
+    >>> correction_weights(executed, valid, torch.tensor([3]), torch.tensor([4]), "leave_one_out")
+    tensor([[ 1.0000, -0.5000, -0.5000,  0.0000]])
+    >>> correction_weights(executed, valid, torch.tensor([3]), torch.tensor([4]), "paper")
+    tensor([[ 0.5556, -0.4444, -0.4444,  0.0000]])
     """
     v = valid.to(executed.dtype)
     m = v.sum(-1, keepdim=True)
@@ -338,7 +364,11 @@ def correction_weights(executed: Tensor, valid: Tensor, n_valid: Tensor, draws: 
 
 
 def bonus_weights(valid: Tensor) -> Tensor:
-    """v_j / M: Σ_j weight_j ∇log π(a_j|s) estimates ∇log Z(s), Z(s) = Σ_{b∈C(s)} π(b|s): (B, S)."""
+    """v_j / M: Σ_j weight_j ∇log π(a_j|s) estimates ∇log Z(s), Z(s) = Σ_{b∈C(s)} π(b|s): (B, S) bool → (B, S).
+
+    >>> bonus_weights(torch.tensor([[True, True, False, False]]))
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000]])
+    """
     v = valid.float()
     return v / v.sum(-1, keepdim=True).clamp_min(1)
 

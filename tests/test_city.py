@@ -259,6 +259,18 @@ def test_the_large_cities(tmp_path, resources, districts):
     assert (tmp_path / "found.json").read_text() == (CITIES / f"{name}.json").read_text()
 
 
+def test_the_cities_where_valid_actions_are_rare(tmp_path):
+    """As generated, but for their constraints one city; the exact share of valid actions within 10^±0.2 of its name."""
+    cities = ship.by_rarity()
+    for k, city in cities.items():
+        city.to_json(tmp_path / "found.json")
+        path = ship.FRACTIONS / f"ERA-R{k}.json"
+        assert (tmp_path / "found.json").read_text() == path.read_text() and City.load(path).name == f"ERA-R{k}"
+        assert city.to_dict() == cities[3].to_dict() | {"max_hops": city.max_hops, "proximity": city.proximity}
+        fraction = city.valid_counts(city.starts).mean() / 32**8
+        assert 10**-0.2 < fraction * 10**k < 10**0.2 and city.proximate(city.starts).all()
+
+
 def test_the_cities_by_fraction_are_one_city_and_their_fractions_as_named(tmp_path):
     cities = ship.by_fraction()
     assert list(cities) == [1000, 500, 200, 100, 30, 10, 3, 1]

@@ -9,6 +9,7 @@ import torch
 
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
+from flowrl.study.records import ROOT
 from flowrl.truth import exact, search
 
 KEYS = {"optimal", "go_and_stay", "go_and_stay_sem", "uniform_valid", "uniform_valid_sem", "valid_fraction"}
@@ -131,7 +132,11 @@ def test_the_large_cities_have_a_reference_on_file():
         assert kept[city.digest] == found | {"name": name} and found.keys() >= KEYS
         assert found["valid_fraction"] == search.valid_fraction(city) < 0.01
         assert found["uniform_valid"] < found["go_and_stay"] < found["walk_and_stay"]
-    assert len(kept) == 3
+    rare = {f"ERA-R{k}" for k in (3, 5, 7, 9)}
+    assert {entry["name"] for entry in kept.values()} == {"ERA-L-4x16", "ERA-L-6x10", "ERA-L-8x32"} | rare
+    for name in rare:
+        found = search.reference(ROOT / f"data/cities/{name}.json")
+        assert found["uniform_valid"] < found["go_and_stay"] < found["walk_and_stay"]
 
 
 @pytest.mark.parametrize(("name", "starts"), [("ERA-L-4x16", 64), ("ERA-L-6x10", 32), ("ERA-L-8x32", 16)])

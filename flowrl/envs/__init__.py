@@ -13,6 +13,7 @@ from pathlib import Path
 import gymnasium
 import torch
 
+from .batched import Batched
 from .city import City, CityError
 from .classic import BatchedAcrobot, BatchedCartPole
 from .era import BatchedERA
@@ -28,44 +29,68 @@ warnings.filterwarnings("ignore", message=r".*The environment flowrl/(ERA|Piston
 
 
 def names() -> list[str]:
-    """Every environment that can be named."""
+    """Every environment that can be named.
+
+    >>> {"ERA-v4", "Pistonball-v1", "CartPole-v1", "ERA-Partial"} <= set(names())
+    True
+    """
     return [*CLASSIC, *_PISTONBALL, *_CITIES, *GAMES, *_LINES]
 
 
-def _made_by(name: str | Path) -> Callable:
+def _made_by(name: str | Path | City) -> Callable[..., Batched]:
     """What makes a batched environment of this name: (n_envs, device, generator) → the environment. ValueError."""
-    if name in CLASSIC:
-        return CLASSIC[name]
-    if name in GAMES:
-        return functools.partial(BatchedPartial, name)
+    known = name if isinstance(name, str) else ""
+    if known in CLASSIC:
+        return CLASSIC[known]
+    if known in GAMES:
+        return functools.partial(BatchedPartial, known)
     if is_line(name):
         return functools.partial(BatchedLine, Line.load(name))
-    if name in _PISTONBALL:
+    if known in _PISTONBALL:
         from .pistonball import BatchedPistonball  # here: PettingZoo takes a second to load
 
-        return functools.partial(BatchedPistonball, name)
+        return functools.partial(BatchedPistonball, known)
+    return functools.partial(BatchedERA, _city(name))
+
+
+def _city(name: str | Path | City) -> City:
     if not isinstance(name, City) and str(name) not in _CITIES and Path(name).suffix != ".json":
         raise ValueError(
             f"unknown environment {str(name)!r}: choose one of {', '.join(names())}, or a city's .json file"
         )
-    return functools.partial(BatchedERA, City.load(name))
+    return City.load(name)
 
 
 def make_batched(
     name: str | Path, n_envs: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
-):
-    """The batched simulator of an environment by name, or of the city in a JSON file; ValueError names the choices."""
+) -> Batched:
+    """The batched simulator of an environment by name, or of the city in a JSON file; ValueError names the choices.
+
+    generator: what draws its episodes, on its device; None: one seeded at random.
+
+    >>> env = make_batched("ERA-v1", n_envs=2)
+    >>> observation = env.reset()
+    >>> observation.shape, env.action_sizes  # 6 districts: covered, emergency, 3 resources
+    (torch.Size([2, 6, 5]), (6, 6, 6))
+    >>> env.valid(observation, torch.zeros(2, 7, 3, dtype=torch.int64)).shape  # 7 actions in each state
+    torch.Size([2, 7])
+    """
     return _made_by(name)(n_envs, device, generator)
 
 
 def constrained(name: str | Path) -> bool:
-    """Whether an environment refuses any action; False for names that are not known here."""
-    if name in GAMES:
-        return not GAMES[name].valid.all()
+    """Whether an environment refuses any action; False for names that are not known here.
+
+    >>> constrained("ERA-v4"), constrained("ERA-v4-free")
+    (True, False)
+    """
+    known = name if isinstance(name, str) else ""
+    if known in GAMES:
+        return not GAMES[known].valid.all()
     if is_line(name):
         return True
-    if name in _PISTONBALL:
-        return name.endswith("-cstr")
+    if known in _PISTONBALL:
+        return known.endswith("-cstr")
     try:
         return City.load(name).constrained
     except CityError:
@@ -74,14 +99,16 @@ def constrained(name: str | Path) -> bool:
 
 def digest(name: str | Path) -> str:
     """SHA-256 hex digest of what defines an environment, the same for the same city in whatever file. ValueError."""
-    if name in GAMES:
-        return GAMES[name].digest
-    if name in _PISTONBALL:
+    known = name if isinstance(name, str) else ""
+    if known in GAMES:
+        return GAMES[known].digest
+    if is_line(name):
+        return Line.load(name).digest
+    if known in _PISTONBALL:
         from . import pistonball
 
-        return pistonball.digest(name)
-    made_by = _made_by(name)
-    return made_by.args[0].digest if isinstance(made_by, functools.partial) else made_by(1).digest
+        return pistonball.digest(known)
+    return CLASSIC[known](1).digest if known in CLASSIC else _city(name).digest
 
 
 register()

@@ -1,6 +1,7 @@
 """What batched environments share: what a step returns, and the checks of the actions that they are given."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +15,38 @@ class Step(NamedTuple):
     terminated: Tensor  # (B,) bool
     truncated: Tensor  # (B,) bool
     final_observation: Tensor  # (B, …): the last of the episode that ended, elsewhere `observation`
+
+
+Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B, S, D) int64 → bool (B, S)
+
+
+class Batched(Protocol):
+    """A batch of B environments, each reset in the step that ends its episode: what `a2c.Trainer` trains on."""
+
+    @property
+    def n_envs(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def action_sizes(self) -> tuple[int, ...]: ...  # K_d, d = 1..D
+    @property
+    def observation_shape(self) -> tuple[int, ...]: ...
+    @property
+    def violations(self) -> int | Tensor: ...  # invalid actions it was given
+
+    def reset(self) -> Tensor:
+        """New episodes everywhere → observations (B, …)."""
+        ...
+
+    def step(self, actions: Tensor) -> Step:
+        """actions (B, D) int64. ValueError, and nothing is executed, if any of them is invalid."""
+        ...
+
+    @property
+    def valid(self) -> Oracle: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def check_actions(env, actions: Tensor) -> None:

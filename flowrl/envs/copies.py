@@ -32,7 +32,7 @@ def copies(env: str | Callable[[], gymnasium.Env] | SyncVectorEnv, n_envs: int) 
 
 
 def _taken_from(env: VectorEnv, n_envs: int) -> list[gymnasium.Env]:
-    if not isinstance(env.unwrapped, SyncVectorEnv) or env is not env.unwrapped:
+    if not isinstance(env, SyncVectorEnv):
         raise ValueError(
             f"{type(env).__name__} keeps its environments to itself; give what makes one of them, or a SyncVectorEnv"
         )
@@ -55,12 +55,12 @@ def _made(env: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:
     return made
 
 
-def snapshot(states: list[State]) -> Tensor | list[State] | None:
+def snapshot(states: list[State]) -> Tensor | list[tuple] | None:
     """The environments and what they gave last as bytes, else as copies, else None.
 
     They are copied together: they may share what they hold.
     """
-    if any(isinstance(state.env.unwrapped, EzPickle) for state in states):
+    if any(state.env is not None and isinstance(state.env.unwrapped, EzPickle) for state in states):
         return None
     plain = [tuple(state) for state in states]
     try:

@@ -37,15 +37,16 @@ def draw_city(city: City, allocation: Sequence[int], emergency: int | None, capt
     for (i, j, _), width in zip(city.edges, 2 + 6 * (1 - price / max(price.max(), 1e-9)), strict=True):
         axis.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
     severity = np.subtract(city.covered, city.uncovered) / 2
-    shade = ScalarMappable(Normalize(severity.min() - 0.1, severity.max() + 0.1), "Greys")
-    axis.scatter(*place.T, s=1100, c=severity, cmap=shade.cmap, norm=shade.norm, edgecolors=INK, linewidths=1, zorder=2)
+    norm = Normalize(severity.min() - 0.1, severity.max() + 0.1)
+    shade, dark = ScalarMappable(norm, "Greys"), np.asarray(norm(severity)) > 0.55
+    axis.scatter(*place.T, s=1100, c=severity, cmap=shade.cmap, norm=norm, edgecolors=INK, linewidths=1, zorder=2)
     if emergency is not None:
         ring = SERVED if emergency in allocation else MISSED
         axis.scatter(
             *place[emergency], s=1900, facecolors="none", edgecolors=ring, linewidths=5, zorder=3, clip_on=False
         )
     for k, (x, y) in enumerate(place):
-        colour = "white" if shade.norm(severity[k]) > 0.55 else INK
+        colour = "white" if dark[k] else INK
         axis.annotate(str(k), (x, y), ha="center", va="center", fontsize=12, color=colour, zorder=4)
         _badges(axis, (x, y), [r for r, district in enumerate(allocation) if district == k])
     figure.legend(handles=_legend(), loc="lower center", frameon=False, ncols=4, fontsize=10, columnspacing=1.5)

@@ -213,7 +213,7 @@ class ERAEnv(gymnasium.Env):
         )
 
     def _observation(self) -> np.ndarray:
-        observation = np.zeros(self.observation_space.shape, np.float32)
+        observation = np.zeros((self.city.districts, 2 + self.city.resources), np.float32)
         for resource, district in enumerate(self.allocation):
             observation[district, [0, 2 + resource]] = 1
         if self.emergency is not None:
@@ -241,7 +241,7 @@ class ERAVectorEnv(VectorEnv):
         self.era = BatchedERA(city, num_envs)
         self.num_envs, self.render_mode = num_envs, render_mode
         self.single_observation_space = Box(0.0, 1.0, self.era.observation_shape, np.float32)
-        self.single_action_space = MultiDiscrete(self.era.action_sizes)
+        self.single_action_space = MultiDiscrete(list(self.era.action_sizes))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 

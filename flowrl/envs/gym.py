@@ -9,7 +9,7 @@ never executed.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -19,12 +19,11 @@ from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 from ..rejection import NOTHING
-from .batched import Step, check_actions
+from .batched import Oracle, Step, check_actions
 from .copies import copies, restored, snapshot
 from .spaces import Categories, Observations, frozen
 from .validity import MASKS, Judge, PerAction, State, Validity, list_judge, mask_judge, recognised, source_named
 
-Oracle = Callable[[Tensor, Tensor], Tensor]  # observation (B, …), actions (B, S, D) → (B, S) bool
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 WHEN_NONE_VALID = ("raise", "end", "noop")
 SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "illegal": True, "illegal_action": True,
@@ -50,6 +49,11 @@ class GymBatched:
     `step` asks the oracle itself, counts what it refuses in `violations` and raises a ValueError instead of executing
     anything. Where the environment itself says otherwise than a given oracle (a mask of its own, info), that is counted
     in `violations`, too, and warned of once.
+
+    >>> env = GymBatched("CartPole-v1", n_envs=4)
+    >>> step = env.step(torch.ones(4, 1, dtype=torch.int64))
+    >>> step.observation.shape, step.reward.tolist()
+    (torch.Size([4, 4]), [1.0, 1.0, 1.0, 1.0])
 
     Raises ValueError for an environment that can't be made, whose spaces don't fit, or that says by an attribute
     `constrained` that it refuses actions, where nothing tells which; RuntimeError from an error inside the environment;
@@ -176,10 +180,10 @@ class GymBatched:
             raise RuntimeError(" ".join(said.split())) from error
         return self._checked(i, result)
 
-    def _begun(self, i: int, **seed: int) -> State:
+    def _begun(self, i: int, seed: int | None = None) -> State:
         """Copy i at the start of an episode. ValueError."""
         try:
-            result = self._envs[i].reset(**seed)
+            result = self._envs[i].reset(seed=seed)
         except TypeError as error:
             if "seed" not in str(error):
                 raise
@@ -218,20 +222,21 @@ class GymBatched:
 
     def _ask(self, rows: list[int], actions: Tensor) -> Tensor:
         """The oracle's answers on actions (b, S, D) in the states of some copies: (b, S) bool."""
-        judges = None
-        if self.validity.one_by_one:
-            for i in rows:
-                self._judges[i] = self._judges[i] or self.validity.judge(self._states[i])
-            judges = [self._judges[i] for i in rows]
+        judges = [self._judge(i) for i in rows] if self.validity.one_by_one else None
         answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
         self._answers.append((rows, actions, answers))
         return answers
+
+    def _judge(self, i: int) -> Judge:
+        """What judges the actions of copy i, made once a state."""
+        judge = self._judges[i] = self._judges[i] or self.validity.judge(self._states[i])
+        return judge
 
     def _refuse_invalid(self, actions: Tensor) -> None:
         check_actions(self, actions)
         rows = actions.cpu().numpy()
         nothing = (rows == NOTHING).all(1) & (self._when_none_valid != "raise")
-        exist = ((rows >= 0) & (rows < self._sizes)).all(1)
+        exist = np.all((rows >= 0) & (rows < self._sizes), axis=1)
         inside = torch.as_tensor(rows.clip(0, self._sizes - 1), device=self.device)
         said_before = list(self._answers)
         valid = self._ask(list(range(self.n_envs)), inside[:, None])[:, 0].cpu().numpy()
@@ -282,7 +287,7 @@ class GymBatched:
         """An action (D,) from 0 → what the environment's `step` takes."""
         return self.categories.to_space(action.cpu().numpy())
 
-    def oracle_of(self, states: list[State], action_masks: list[Any] | None = None) -> "_Given":
+    def oracle_of(self, states: list[State], action_masks: Sequence[Any] | None = None) -> "_Given":
         """The oracle of states that no copy need be in; action_masks: masks, or lists of valid actions, instead."""
         return _Given(
             self, states, None if action_masks is None else [self._judge_given(mask) for mask in action_masks]
@@ -328,7 +333,7 @@ class GymBatched:
         if state["environments"] is None:
             raise ValueError("this environment can't be copied, so its checkpoint doesn't hold it: no resume")
         self._states = restored(state["environments"])
-        self._envs = [state.env for state in self._states]
+        self._envs = [state.env for state in self._states if state.env is not None]
         self.violations, self.none_valid, self.steps = state["violations"], state["none_valid"], state["steps"]
         self._observed()
         self.generator.set_state(state["generator"].cpu())

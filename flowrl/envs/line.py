@@ -14,7 +14,8 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -40,7 +41,7 @@ class Line:
     version: int = 1
 
     @classmethod
-    def load(cls, name: "str | Line") -> "Line":
+    def load(cls, name: "str | Path | Line") -> "Line":
         """Line-<D>x<K>, D ≥ 2 and K ≥ 4, for example Line-20x10; ValueError for anything else."""
         if isinstance(name, Line):
             return name
@@ -72,7 +73,7 @@ class Line:
         """(C, D − 1, K, K) bool: which levels (i, j) of neighbours d, d + 1 go together in each context."""
         first, second = self._order[:, :-1], np.roll(self._order[:, 1:], -self.modes, axis=-1)
         valid = np.ones((*first.shape, self.levels), dtype=bool)
-        c, d, _ = np.indices(first.shape, sparse=True)
+        c, d, _ = np.ogrid[tuple(map(slice, first.shape))]
         valid[c, d, first, second] = False
         return valid
 
@@ -83,7 +84,7 @@ class Line:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def is_line(name: Any) -> bool:
+def is_line(name: Any) -> "TypeGuard[str | Path | Line]":
     """Whether an environment's name is meant to be a line's."""
     return isinstance(name, Line) or str(name).startswith("Line-") and not str(name).endswith(".json")
 

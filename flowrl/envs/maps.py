@@ -194,7 +194,8 @@ def _set_demand(found: Map, given: str | Path | None) -> list[str]:
             for node in found.nodes.values():
                 node["demand"] = 1.0
             return ["no demand is given: the same everywhere"]
-        rows, source = {k: node for k, node in found.nodes.items() if key in node}, f"node attribute {given or key!r}"
+        key = key or str(given)
+        rows, source = {k: node for k, node in found.nodes.items() if key in node}, f"node attribute {key!r}"
     if missing := [label for label in found.nodes if label not in rows]:
         raise CityError(f"{source}: {len(missing)} of {len(found.nodes)} nodes have no demand, such as {missing[0]!r}")
     for label, row in rows.items():
@@ -239,11 +240,11 @@ def _csv(text: str, cost: str | None) -> Map:
     a, b = _column(header, FROM, 0), _column(header, TO, 1)
     if cost is not None and cost.lower() not in header:
         raise CityError(f"no column {cost!r}; there are: {', '.join(header) or 'none, the file has no header'}")
-    price = _column(header, COST if cost is None else (cost.lower(),), None if header else 2)
+    price = _column(header, COST if cost is None else (cost.lower(),), -1 if header else 2)
     found = Map()
     for line, row in rows:
         _wide_enough(row, max(a, b), line)
-        given = price is not None and price < len(row)
+        given = 0 <= price < len(row)
         found.roads.append((
             _label(row[a]), _label(row[b]), _number(row[price], f"line {line}: cost") if given else 1.0
         ))  # fmt: skip
@@ -266,7 +267,7 @@ def _table(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, [(k + 1, row) for k, row in enumerate(rows) if k or not header]
 
 
-def _column(header: Sequence[str], names: Sequence[str], default: int | None) -> int | None:
+def _column(header: Sequence[str], names: Sequence[str], default: int) -> int:
     return next((header.index(name) for name in names if name in header), default)
 
 
@@ -282,10 +283,10 @@ def _graphml(text: str, cost: str | None) -> Map:
     graph = root.find(".//graph") if root.tag == "graphml" else None
     if graph is None:
         raise CityError(f"a <{root.tag}>; GraphML is a <graphml> with a <graph>")
-    names = {key.get("id"): key.get("attr.name") or key.get("id") for key in root.iter("key")}
+    names = {key.get("id", ""): key.get("attr.name") or key.get("id", "") for key in root.iter("key")}
 
     def attributes(element: ET.Element) -> dict[str, Any]:
-        return {names.get(data.get("key"), data.get("key")): data.text or "" for data in element.findall("data")}
+        return {names.get(key := data.get("key", ""), key): data.text or "" for data in element.findall("data")}
 
     nodes = [(node.get("id"), attributes(node)) for node in graph.iter("node")]
     roads = [(edge.get("source"), edge.get("target"), attributes(edge)) for edge in graph.iter("edge")]
@@ -296,7 +297,7 @@ def _node_link(text: str, cost: str | None) -> Map:
     data = json.loads(text)
     if isinstance(data, dict) and {"districts", "resources"} <= data.keys():
         raise CityError("this is a city already: train on it as it is")
-    edges = data.get("links", data.get("edges")) if isinstance(data, dict) else None
+    edges = data.get("links", data.get("edges", ())) if isinstance(data, dict) else ()
     parts = (data.get("nodes"), edges) if isinstance(data, dict) else ()
     if not parts or not all(isinstance(part, list) and all(isinstance(x, dict) for x in part) for part in parts):
         raise CityError('node-link JSON is an object with "nodes" and "links" (or "edges"), lists of objects')

@@ -176,7 +176,7 @@ class PartialEnv(gymnasium.Env):
         self.constrained = not self.game.valid.all()
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1")
-        self.observation_space = Box(0.0, 1.0, (window,), np.float32)
+        self.window, self.observation_space = window, Box(0.0, 1.0, (window,), np.float32)
         self.action_space = MultiDiscrete([self.game.districts] * RESOURCES)
 
     def uniform(self) -> float:
@@ -213,7 +213,7 @@ class PartialEnv(gymnasium.Env):
         return limit is None or min(apart, K - apart) <= limit
 
     def _observation(self) -> np.ndarray:
-        return np.ones(self.observation_space.shape, np.float32)
+        return np.ones(self.window, np.float32)
 
 
 def register() -> None:

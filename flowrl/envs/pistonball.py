@@ -69,7 +69,7 @@ class PistonballEnv(gymnasium.Env):
         # without a render mode PettingZoo never draws, and the picture would stand still
         self._raw = pistonball.raw_env(self.n_pistons, continuous=False, max_cycles=HORIZON, render_mode="rgb_array")
         del self._raw.state_space, self._raw.observation_spaces  # nobody asks; their bounds fill 2.5 MB an environment
-        self._small = pygame.Surface((SIDE, SIDE), 0, self._raw.screen)
+        self._small = pygame.Surface((SIDE, SIDE), 0, self._screen)
         self.observation_space = Box(0, 255, (FRAMES + self.constrained, SIDE, SIDE), np.uint8)
         self.action_space = MultiDiscrete([3] * self.n_pistons)
         # walls are as wide as pistons: K + 2 strips, the first and the last of them walls
@@ -109,9 +109,14 @@ class PistonballEnv(gymnasium.Env):
         heads = [next(iter(piston.shapes)).bb.right for piston in raw.pistonList]
         return np.array(heads) <= raw.ball.position.x - raw.ball_radius
 
+    @property
+    def _screen(self) -> pygame.Surface:
+        assert self._raw.screen is not None  # it has a render mode
+        return self._raw.screen
+
     def _frame(self) -> np.ndarray:
         """The picture as drawn, scaled down, grey: (96, 96) uint8."""
-        pygame.transform.smoothscale(self._raw.screen, (SIDE, SIDE), self._small)
+        pygame.transform.smoothscale(self._screen, (SIDE, SIDE), self._small)
         grey = pygame.transform.grayscale(self._small)
         return pygame.surfarray.pixels_red(grey).T
 
@@ -141,7 +146,7 @@ def picture(name: str = "Pistonball-v1", seed: int = 0, steps: int = 12) -> np.n
     env.reset(seed=seed)
     for _ in range(steps):
         env.step(env.heuristic())
-    return env.render()
+    return env._raw.state()
 
 
 # ------------------------------------------------------------ many at once: one row of a shared table an environment
@@ -210,6 +215,7 @@ def _work(connection: Connection, *group) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     group, parent = _Group(*group), multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
     while connection in wait([connection, parent.sentinel]) and (command := connection.recv()):
         group.obey(command)
         connection.send(command)

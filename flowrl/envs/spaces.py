@@ -7,7 +7,7 @@ A Dict's or Tuple's parts come in the space's own order, nested ones by names jo
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -74,22 +74,30 @@ class Categories:
     """An action space as D categorical dimensions, numbered from 0.
 
     space: Discrete, MultiDiscrete, MultiBinary of any shape, Tuple and Dict of these; ValueError for others.
+
+    >>> categories = Categories(spaces.Dict(gear=Discrete(5, start=1), lights=MultiBinary(2)))
+    >>> categories.sizes
+    (5, 2, 2)
+    >>> categories.to_space(np.array([0, 1, 0]))
+    {'gear': np.int64(1), 'lights': array([1, 0], dtype=int8)}
     """
 
     def __init__(self, space: Space):
         self.space = space
         self._leaves = [leaf for _, leaf in leaves(space)]
-        if not all(isinstance(leaf, Discrete | MultiDiscrete | MultiBinary) for leaf in self._leaves):
-            raise ValueError(
-                f"the action space is {_shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and Dict "
-                "of these"
-            )
         sizes, starts = [], []
         for leaf in self._leaves:
             if isinstance(leaf, MultiBinary):
                 own, start = [2] * math.prod(leaf.shape), 0
+            elif isinstance(leaf, Discrete):
+                own, start = [int(leaf.n)], leaf.start
+            elif isinstance(leaf, MultiDiscrete):
+                own, start = leaf.nvec.ravel().tolist(), leaf.start
             else:
-                own, start = np.ravel(leaf.n if isinstance(leaf, Discrete) else leaf.nvec).tolist(), leaf.start
+                raise ValueError(
+                    f"the action space is {_shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and "
+                    "Dict of these"
+                )
             sizes.append(own)
             starts.append(np.broadcast_to(np.ravel(start), len(own)))
         self.sizes: tuple[int, ...] = tuple(size for own in sizes for size in own)  # K_d
@@ -128,6 +136,12 @@ class Observations:
     float32, unscaled: flat, as gymnasium flattens it (a Discrete one-hot), unless the space is a Box. Where there are
     pictures and more, or several of them, an observation is the bytes of all of them (`encoders.PartsEncoder`).
     leave_out: keys that encoders don't see. ValueError, with what to do, for parts of no fixed size.
+
+    >>> observations = Observations(spaces.Dict(day=Discrete(3), load=Box(0, 1, (2,))))
+    >>> observations.for_encoder({"day": 1, "load": np.ones(2)})
+    array([0., 1., 0., 1., 1.], dtype=float32)
+    >>> observations.layout
+    {'day': slice(0, 3, None), 'load': slice(3, 5, None)}
     """
 
     def __init__(self, space: Space, leave_out: frozenset[str] = frozenset()):
@@ -137,9 +151,9 @@ class Observations:
             if not isinstance(leaf, Box | Discrete | MultiDiscrete | MultiBinary):
                 raise ValueError(_no_size(space, name, leaf))
         seen = [i for i, (name, _) in enumerate(self._named) if name.split(".")[0] not in leave_out]
-        self._pictures = [i for i in seen if _is_picture(self._named[i][1])]
+        self._pictures = {i: leaf.shape for i in seen if _is_picture(leaf := self._named[i][1])}
         self._numbers = [i for i in seen if i not in self._pictures]
-        self.pictures = [_channels_first(self._named[i][1].shape) for i in self._pictures]  # (planes, height, width)
+        self.pictures = [_channels_first(shape) for shape in self._pictures.values()]  # (planes, height, width)
         self.n_numbers = sum(flatdim(self._named[i][1]) for i in self._numbers)
         self.dtype = torch.uint8 if self.pictures else torch.float32
         if len(self.pictures) == 1 and not self.n_numbers:
@@ -169,8 +183,7 @@ class Observations:
             if not np.isfinite(number).all():
                 raise FloatingPointError(f"the observation{_of(self._named[i][0])} is not finite as float32")
         pictures = [
-            np.moveaxis(values[i].reshape(self._named[i][1].shape), _planes_axis(self._named[i][1].shape), 0)
-            for i in self._pictures
+            np.moveaxis(values[i].reshape(shape), _planes_axis(shape), 0) for i, shape in self._pictures.items()
         ]
         if not pictures:
             return np.concatenate(numbers).reshape(self.shape)
@@ -204,7 +217,7 @@ def _of(name: str) -> str:
     return f" {name!r}" if name else ""
 
 
-def _is_picture(space: Space) -> bool:
+def _is_picture(space: Space) -> TypeGuard[Box]:
     if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) != 3:
         return False
     return min(_channels_first(space.shape)[1:]) >= IMAGE_SIDE

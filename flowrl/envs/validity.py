@@ -36,7 +36,7 @@ class State(NamedTuple):
     """The state that a copy of the environment is in, as far as anyone may look."""
 
     observation: Any  # as the environment gave it, arrays read-only
-    info: dict
+    info: Mapping
     env: gymnasium.Env | None  # None: known from its observation only
 
 
@@ -69,6 +69,10 @@ def per_action(fn: Callable[[Any, Any], bool]) -> PerAction:
     In a gymnasium environment it is given the observation as the environment gave it, arrays read-only, and the action
     as `step` would be given it. In each state a repeated action is judged once: `fn` must depend on its arguments
     alone. ValueError where it returns anything but a bool, or an array of one.
+
+    >>> oracle = per_action(lambda observation, action: action.sum() <= observation[0])
+    >>> oracle(torch.tensor([[3.0]]), torch.tensor([[[1, 2], [2, 2]]]))  # one state, two actions
+    tensor([[ True, False]])
     """
     if not callable(fn):
         raise ValueError(f"per_action was given {type(fn).__name__}; it takes a function (observation, action) → bool")
@@ -100,10 +104,10 @@ def mask_judge(mask: Any, categories: Categories, where: str) -> Judge:
     values, joint = values.astype(bool), isinstance(mask, np.ndarray) and mask.shape == sizes
     if len(values) == sum(sizes) and not joint:
         starts = np.cumsum((0, *sizes[:-1]))
-        return lambda actions: values[actions + starts].all(-1)
+        return lambda actions: np.all(values[actions + starts], axis=-1)
     if len(values) == math.prod(sizes):
         return lambda actions: values[_number(actions, sizes)]
-    allowed = f"{sum(sizes)}, one a category" if len(sizes) > 1 else f"{sizes[0]}"
+    allowed = f"{sum(sizes)}" + ", one a category" * (len(sizes) > 1)
     raise ValueError(f"{where} has {len(values)} entries; allowed: {math.prod(sizes)}, one an action, or {allowed}")
 
 

@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,8 @@ def _test(name: str, entry: dict, margin: float) -> Query:
     _has_keys(name, entry, ("of", "statistic"), Query._fields[3:])
     choose(f"statistic {where}", entry["statistic"], OF_ONE + OF_TWO)
     listed = {key: _tuple(entry[key]) for key in ("experiment", "environments", "runs", "rows") if key in entry}
-    test = Query(**(entry | listed | {"name": name, "criterion": _criterion(name, entry, margin)}))
+    fields: dict[str, Any] = entry | listed | {"name": name, "criterion": _criterion(name, entry, margin)}
+    test = Query(**fields)
     if bool(test.experiment) == bool(test.table):
         raise ConfigError(f"claims.yaml: {name}: needs either 'experiment' or 'table'")
     _check_table(test, where) if test.table else _check_experiments(test, where)
@@ -265,7 +266,7 @@ def _from_table(test: Query, environment: str) -> Sample:
         chosen = table[np.logical_and.reduce([table[column] == value for column, value in wanted.items()])]
         if chosen.empty:
             raise ConfigError(f"claims.yaml: {test.name}: {test.table} has no row {wanted}")
-        values.append(chosen[[test.of]].to_numpy(dtype=float))
+        values.append(np.asarray(chosen[[test.of]], dtype=float))
         names.append(", ".join(METHODS[v].name if v in METHODS else str(v) for v in row.values()))
     rows = sum(map(len, values))
     return Sample(names, values, "", f"[{test.table}](../{test.table}): {rows} row{'s' * (rows > 1)}")
@@ -282,16 +283,22 @@ def _estimate(test: Query, sample: Sample) -> tuple[float, float, float]:
         value = float(one[test.statistic](x))
         if test.statistic in EXACTLY or len(x) < 2:
             return value, value, value
-        return value, *stats.bootstrap_interval(x, rng, np.mean if test.statistic == "mean" else stats.iqm)
+        low, high = stats.bootstrap_interval(x, rng, np.mean if test.statistic == "mean" else stats.iqm)
+        return value, low, high
     y = sample.values[1]
     if test.statistic == "equivalent":
         value = float(stats.difference(x, y))
-        return (value, *stats.equivalence(x, y, test.criterion[1])[:2]) if min(len(x), len(y)) > 1 else (value,) * 3
+        if min(len(x), len(y)) < 2:
+            return value, value, value
+        assert test.criterion is not None  # within the margin, if nothing else
+        low, high, _ = stats.equivalence(x, y, test.criterion[1])
+        return value, low, high
     statistic = getattr(stats, test.statistic)
     value = float(statistic(x, y))
     if max(len(x), len(y)) < 2:
-        return (value,) * 3
-    return value, *stats.comparison_interval(x, y, rng, statistic)
+        return value, value, value
+    low, high = stats.comparison_interval(x, y, rng, statistic)
+    return value, low, high
 
 
 def decide(criterion: tuple[str, float] | None, low: float, high: float) -> str:
@@ -319,8 +326,8 @@ def _shown(test: Query, number: float, count: int) -> str:
     if test.statistic == "ratio":
         return significant(number)
     if test.statistic in ("difference", "equivalent"):
-        exact = quantity and quantity.digits is not None
-        text = f"{abs(number):,.{quantity.digits}f}" if exact else significant(abs(number))
+        digits = None if quantity is None else quantity.digits
+        text = significant(abs(number)) if digits is None else f"{abs(number):,.{digits}f}"
         return f"{'−' if number < 0 else '+' if number > 0 else ''}{text}"  # also of a difference that rounds to 0
     return quantity.show(number) if quantity else significant(number, 3)
 
@@ -352,7 +359,7 @@ def _environments(test: Query) -> list[str]:
 def result(test: Query, environment: str, root: Path, read: Callable = read_run) -> Result:
     """A test's outcome, in one environment or, with "", in all that it names."""
     sample = _from_table(test, environment) if test.table else _from_records(test, environment, root, read)
-    criterion = "" if test.criterion is None else _bound(test)
+    criterion = "" if test.criterion is None else _bound(test.criterion)
     if isinstance(sample, Missing):
         verdict = "not tested" if test.criterion else ""
         return Result(
@@ -375,20 +382,21 @@ def _tells(test: Query, sample: Sample) -> bool:
     return (min if test.statistic == "equivalent" else max)(map(len, sample.values)) > 1
 
 
-def _bound(test: Query) -> str:
-    comparison, bound = test.criterion
-    bound = f"{bound:g}".replace("-", "−")
-    return f"within ± {bound}" if comparison == "within" else f"{COMPARISONS[comparison]} {bound}"
+def _bound(criterion: tuple[str, float]) -> str:
+    comparison, bound = criterion
+    shown = f"{bound:g}".replace("-", "−")
+    return f"within ± {shown}" if comparison == "within" else f"{COMPARISONS[comparison]} {shown}"
 
 
 def _better(test: Query, sample: Sample) -> str:
     """P(first above second), with its 95 % bootstrap interval: beside every difference of two methods."""
     if test.statistic not in ("difference", "equivalent"):
         return ""
-    value = float(stats.improvement(*sample.values))
+    first, second = sample.values
+    value = float(stats.improvement(first, second))
     if min(map(len, sample.values)) < 2:
         return f"{value:.2f}"
-    low, high = stats.comparison_interval(*sample.values, np.random.default_rng(0), stats.improvement)
+    low, high = stats.comparison_interval(first, second, np.random.default_rng(0), stats.improvement)
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 

@@ -12,7 +12,7 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .. import envs
 from ..policies import NEEDS_POSTERIOR
@@ -195,12 +195,13 @@ _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings",
 
 def _checked(field: dataclasses.Field, value):
     """The value in the field's type, read from text where it comes from the command line."""
-    choices = get_args(field.type)
+    kind: Any = field.type
+    choices = get_args(kind)
     if choices:
         if value not in choices:
             raise ConfigError(f"{field.name} is {value!r}; allowed: {', '.join(choices)}")
         return value
-    if field.type is bool:
+    if kind is bool:
         words = {"true": True, "false": False}
         if isinstance(value, str) and value.lower() in words:
             return words[value.lower()]
@@ -210,14 +211,14 @@ def _checked(field: dataclasses.Field, value):
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = field.type(value)
-        if field.type is int and isinstance(value, float) and number != value:
+        number = kind(value)
+        if kind is int and isinstance(value, float) and number != value:
             raise ValueError
-        if field.type is float and not abs(number) < float("inf"):
+        if kind is float and not abs(number) < float("inf"):
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        kind = {int: "a whole number", float: "a finite number", str: "a text"}[field.type]
-        raise ConfigError(f"{field.name} is {value!r}; it must be {kind}") from None
+        wanted = {int: "a whole number", float: "a finite number", str: "a text"}[kind]
+        raise ConfigError(f"{field.name} is {value!r}; it must be {wanted}") from None
     return number
 
 
@@ -230,7 +231,7 @@ _PRINTED = dict(
 )  # fmt: skip
 
 # what each method is, and where it leaves the defaults of TrainConfig
-DESCRIBED_METHODS: dict[str, tuple[str, dict]] = {
+DESCRIBED_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "iar-a2c": ("flowrl recipe: flow, rejection, Rao-Blackwellised latent score, leave-one-out, valid-mass bonus", dict(
         entropy=0.3, flow_lr_ratio=0.1,
     )),
@@ -276,7 +277,7 @@ def choose(what: str, name: str, allowed) -> None:
         raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(allowed)}")
 
 
-def make_config(env: str, method: str, overrides: dict | None = None) -> TrainConfig:
+def make_config(env: str, method: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """The method's settings for an environment, with overrides by field name.
 
     Raises ConfigError, also for a method that would execute invalid actions there.
@@ -286,7 +287,7 @@ def make_config(env: str, method: str, overrides: dict | None = None) -> TrainCo
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     for key in overrides:
         choose("setting", key, [name for name in names if name not in ("env", "method")])
-    config = TrainConfig(**(METHODS[method] | overrides | {"env": env, "method": method}))
+    config = TrainConfig(**METHODS[method] | overrides, env=env, method=method)
     if method in NO_CONSTRAINTS and envs.constrained(env):
         allowed = [name for name in METHODS if name not in NO_CONSTRAINTS]
         raise ConfigError(f"{method} knows no constraints, {env} has some; choose one of: {', '.join(allowed)}")
@@ -299,7 +300,7 @@ def describe_settings() -> list[tuple[str, str, object, str]]:
     described = []
     for field in dataclasses.fields(TrainConfig):
         line = next(line for line in lines if line.strip().startswith(f"{field.name}:"))
-        kind = " | ".join(get_args(field.type)) or field.type.__name__
+        kind = " | ".join(get_args(field.type)) or inspect.formatannotation(field.type)
         default = "" if field.default is dataclasses.MISSING else field.default
         described.append((field.name, kind, default, line.partition("  # ")[2]))
     return described

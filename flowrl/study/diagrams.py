@@ -5,7 +5,7 @@ notebooks 03 and 04, from `rejection` and `truth`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ..envs.city import City
@@ -37,6 +38,45 @@ CORRECTIONS = {
     "none": Correction("none", GREY, (0, (1, 1.2))),
     "paper": Correction("S/l² (printed)", RED, (0, (5, 1.5))),
 }
+
+# --------------------------------------------------------------------------------- the idea, for the front page
+
+PROPOSED = ((0, 3), (1, 1), (2, 4), (3, 0), (4, 4), (5, 2), (3, 3), (1, 5))  # draws from two choices of six
+CARRIED_OUT = (2, 4)
+
+
+def idea() -> Figure:
+    """What IAR-A2C does in a state, in three pictures: draw, ask, execute and learn. Valid: two choices that differ."""
+    titles = (
+        "1  draw $S$ actions\nfrom the flow", "2  ask the oracle\nabout each",
+        "3  execute one valid draw,\nlearn from all of them",
+    )  # fmt: skip
+    with plt.rc_context(STYLE | {"font.size": 9}):
+        fig, axes = plt.subplots(1, 3, figsize=(6.9, 2.8), layout="constrained")
+        for step, (ax, title) in enumerate(zip(axes, titles, strict=True), 1):
+            ax.set(title=title, xticks=range(6), yticks=range(6), xlim=(-0.6, 5.8), ylim=(-0.6, 5.8), aspect="equal")
+            ax.set(xticklabels="123456", yticklabels="123456", xlabel="first choice")
+            ax.title.set_size(9.5)
+            ax.tick_params(length=0)
+            ax.grid(False)
+            for a in PROPOSED:
+                _proposal(ax, a, step)
+        axes[0].set_ylabel("second choice")
+    return fig
+
+
+def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
+    """A draw as it stands after a step: refused ones are crossed out, then gone; a ring round the executed one."""
+    refused = action[0] == action[1]
+    if not (refused and step == 3):
+        ax.plot(*action, "o", color=BLUE, markersize=10, alpha=0.35 if refused and step == 2 else 1)
+    if step == 2:
+        mark, colour = ("✗", RED) if refused else ("✓", GREEN)
+        ax.text(action[0] + 0.34, action[1] + 0.34, mark, color=colour, fontsize=11, fontfamily="DejaVu Sans",
+                ha="center", va="center")  # fmt: skip
+    if step == 3 and action == CARRIED_OUT:
+        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=GOLD, markeredgewidth=3)
+
 
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
 
@@ -77,14 +117,14 @@ def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colo
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
     """An arrow along straight pieces."""
     ax.plot(*zip(*points, strict=True), color=GREY, linewidth=1.8, solid_joinstyle="round", zorder=1)
-    head = dict(arrowstyle="-|>", mutation_scale=18, linewidth=1.8, color=GREY, shrinkA=0, shrinkB=0)
+    head: dict[str, Any] = dict(arrowstyle="-|>", mutation_scale=18, linewidth=1.8, color=GREY, shrinkA=0, shrinkB=0)
     ax.add_patch(FancyArrowPatch(points[-2], points[-1], **head))
 
 
-def _note(ax: Axes, x: float, y: float, *lines: str, **look) -> None:
+def _note(ax: Axes, x: float, y: float, *lines: str, **look: Any) -> None:
     """Lines of text round a place."""
-    look = dict(ha="center", va="center", fontsize=12, color=INK, linespacing=1.4) | look
-    ax.text(x, y, "\n".join(lines), **look)
+    default: dict[str, Any] = dict(ha="center", va="center", fontsize=12, color=INK, linespacing=1.4)
+    ax.text(x, y, "\n".join(lines), **default | look)
 
 
 def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> None:
@@ -168,7 +208,7 @@ def _multiple_axis(ax: Axes, lowest: float) -> None:
     ax.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     ax.axhspan(lowest, 0, color="#FBE9E1", zorder=0, linewidth=0)
     ax.axhline(0, color=INK, linewidth=1)
-    place = dict(xytext=(8, -6), textcoords="offset points", va="top", color=RED)
+    place: dict[str, Any] = dict(xytext=(8, -6), textcoords="offset points", va="top", color=RED)
     ax.annotate("wrong direction", (0, 0), xycoords=ax.get_yaxis_transform(), **place)
 
 
@@ -205,8 +245,8 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
     for i, (name, (low, high)) in enumerate(ranges.items()):
         y = -1.15 * max(printed) / 2**i
         ax.plot((low, high), (y, y), color=GREY, linewidth=5, solid_capstyle="butt")
-        place = dict(xytext=(0, 5), textcoords="offset points", ha="right", va="bottom")
-        ax.annotate(name, (high, y), color=GREY, fontsize=9, **place)
+        above: dict[str, Any] = dict(xytext=(0, 5), textcoords="offset points", ha="right", va="bottom")
+        ax.annotate(name, (high, y), color=GREY, fontsize=9, **above)
     ax.set_xscale("log")
     ax.set_xticks(ticks := [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1], [f"{tick:g}" for tick in ticks])
     ax.set_xlim(mass[0], 1)
@@ -245,12 +285,12 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
     place, price = layout(city.hops), np.array([edge[2] for edge in city.edges])
     for (i, j, _), width in zip(city.edges, 1.5 + 5 * (1 - price / max(price.max(), 1e-9)), strict=True):
         ax.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
-    shade = ScalarMappable(Normalize(0.8, 1.3), "Greys")
-    severity = np.subtract(city.covered, city.uncovered) / 2
-    ax.scatter(*place.T, s=4000 * frequency, c=severity, cmap=shade.cmap, norm=shade.norm, edgecolors=INK, zorder=2,
+    severity, norm = np.subtract(city.covered, city.uncovered) / 2, Normalize(0.8, 1.3)
+    shade, dark = ScalarMappable(norm, "Greys"), np.asarray(norm(severity)) > 0.55
+    ax.scatter(*place.T, s=4000 * frequency, c=severity, cmap=shade.cmap, norm=norm, edgecolors=INK, zorder=2,
                clip_on=False)  # fmt: skip
     for k, (x, y) in enumerate(place):
-        colour = "white" if shade.norm(severity[k]) > 0.55 else INK
+        colour = "white" if dark[k] else INK
         ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=10, color=colour, zorder=4)
         here = [r for r, district in enumerate(stay) if district == k]
         for slot, r in enumerate(here):
@@ -287,8 +327,8 @@ def cities(groups: Mapping[str, Mapping[str, dict[str, float]]], frequencies: Ma
     """A column a city: its map above, what its variants are worth below (`worth`); all by the city's name."""
     with plt.rc_context(STYLE):
         n = len(groups)
-        fig, axes = plt.subplots(2, n, figsize=(3.15 * n, 6.2), squeeze=False, layout="constrained",
-                                 height_ratios=(1.35, 1))  # fmt: skip
+        fig, axes = plt.subplots(2, n, figsize=(3.15 * n, 6.2), squeeze=False, height_ratios=(1.35, 1),
+                                 layout=ConstrainedLayoutEngine(h_pad=0.1))  # fmt: skip
         for column, (name, optima) in zip(axes.T, groups.items(), strict=True):
             city = City.load(name)
             shade = city_map(column[0], city, frequencies[name], stays[name])
@@ -296,7 +336,6 @@ def cities(groups: Mapping[str, Mapping[str, dict[str, float]]], frequencies: Ma
             size = f"{city.districts}$^{city.resources}$ = {city.allocations:,} actions"
             column[0].set_title(f"{name}\n", fontweight="bold")
             column[0].text(0.5, 1.02, size, transform=column[0].transAxes, ha="center", fontsize=10, color=GREY)
-        fig.get_layout_engine().set(h_pad=0.1)
         fig.colorbar(shade, ax=axes[0], label="severity", fraction=0.012, pad=0.01)
         handles = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels()), strict=True))
         fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)

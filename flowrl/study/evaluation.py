@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .. import envs, rejection
 from ..a2c import COUNTS, Trainer, seeded
@@ -86,7 +87,9 @@ def without_memory(trainer: Trainer, generator: torch.Generator, n: int = 2**16)
 
 def neighbours(trainer: Trainer, generator: torch.Generator, n: int, chunk: int = 256) -> torch.Tensor:
     """Frequencies of the levels of neighbours in n actions executed in each context of a line, (C, D − 1, K, K)."""
-    env, K = trainer.env, trainer.env.line.levels
+    env = trainer.env
+    assert isinstance(env, BatchedLine)
+    K = env.line.levels
     pair = torch.arange(env.line.resources - 1, device=env.device) * K**2
     counts = []
     for context in env.contexts:
@@ -109,11 +112,14 @@ def tabulate(
     observations = exact.states(city)[reachable].to(trainer.device)
     tables = zip(*(act(trainer, observation, generator, n) for observation in observations.split(chunk)), strict=True)
     actions, weights = (torch.cat(rows).detach().cpu() for rows in tables)
-    table = actions, weights.double() / weights.double().sum(-1, keepdim=True)
-    full = [torch.zeros(len(reachable), rows.shape[-1], dtype=rows.dtype) for rows in table]
-    for whole, rows in zip(full, table, strict=True):
+    weights = weights.double() / weights.double().sum(-1, keepdim=True)
+
+    def everywhere(rows: Tensor) -> Tensor:
+        whole = torch.zeros(len(reachable), rows.shape[-1], dtype=rows.dtype)
         whole[reachable] = rows
-    return tuple(whole.unflatten(0, (-1, city.districts + 1)) for whole in full)
+        return whole.unflatten(0, (-1, city.districts + 1))
+
+    return everywhere(actions), everywhere(weights)
 
 
 def _masked(trainer: Trainer, observation: torch.Tensor, generator, n: int) -> tuple[torch.Tensor, torch.Tensor]:

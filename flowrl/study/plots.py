@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,7 +65,7 @@ LOWEST_SCORE = -0.5  # that a strip of final scores has room for
 COSTS = "environment steps", "oracle calls", "seconds, batched oracle", "seconds, unbatched oracle"
 GREY, WARNING = "#555555", "#a00000"
 
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.spines.top": False,
@@ -106,8 +106,8 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
 
 def return_column(group: list[Record]) -> str:
     """`exact_return` where all runs of a group have it, with more than one value each; else `eval_return_mean`."""
-    exact = (run.curve.get("exact_return", pd.Series(dtype=float)) for run in group)
-    return "exact_return" if all(column.count() > 1 for column in exact) else "eval_return_mean"
+    exact = [run.curve.get("exact_return") for run in group]
+    return "exact_return" if all(x is not None and x.count() > 1 for x in exact) else "eval_return_mean"
 
 
 def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
@@ -124,7 +124,7 @@ def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
 
 def learning_curve(
     ax: Axes, runs: list[Record], column: str | None = None, looks: dict[str, Method] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], marked: bool = False, log: bool = False,
+    x: Callable[[Record], pd.Series] = lambda run: run.curve.env_steps, marked: bool = False, log: bool = False,
 ) -> Axes:  # fmt: skip
     """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
 
@@ -137,7 +137,8 @@ def learning_curve(
         if log:
             steps, values = steps[steps > 0], values[:, steps > 0]
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
-        zorder, legend = 4 if label == "iar-a2c" else 3, dict(marker=marker, markevery=[]) if marked else {}
+        zorder = 4 if label == "iar-a2c" else 3
+        legend: dict[str, Any] = dict(marker=marker, markevery=[]) if marked else {}
         ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=zorder, **legend)
         ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     if log:
@@ -152,7 +153,7 @@ def learning_curve(
 def _curve(run: Record, x: pd.Series, column: str) -> tuple[np.ndarray, np.ndarray]:
     """x and a column of a run; of exact returns, which few evaluations have, the rows that have one."""
     rows = run.curve[column].notna() if column == "exact_return" else slice(None)
-    return x[rows].to_numpy(), run.curve[column][rows].to_numpy()
+    return np.asarray(x[rows]), np.asarray(run.curve[column][rows])
 
 
 def final_scores(ax: Axes, runs: list[Record]) -> Axes:
@@ -175,7 +176,9 @@ def reference_lines(ax: Axes, reference: dict, labels: tuple[str, ...] = tuple(R
         ax.axhline(reference[key], color="black" if dashed else GREY, linestyle="--" if dashed else ":", linewidth=1.2)
         if key in labels:
             side, gap = ("top", -2) if key == "uniform_valid" else ("bottom", 2)
-            place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side, fontsize=9, color=GREY)
+            place: dict[str, Any] = dict(
+                xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side, fontsize=9, color=GREY
+            )
             ax.annotate(name, (0, reference[key]), (4, gap), **place)
     return ax
 
@@ -185,7 +188,7 @@ def normalised_axis(ax: Axes, reference: dict, label: bool = True) -> Axes:
     span = reference["optimal"] - reference["uniform_valid"]
     second = ax.secondary_yaxis(
         "right",
-        functions=(lambda y: normalised_score(y, reference), lambda score: reference["uniform_valid"] + score * span),
+        functions=(lambda y: (y - reference["uniform_valid"]) / span, lambda x: reference["uniform_valid"] + x * span),
     )
     second.tick_params(labelsize=9, colors=GREY)
     if label:
@@ -259,9 +262,48 @@ def environments(groups: dict[str, list[Record]], title: str) -> Figure:
     return fig
 
 
+FRONT = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar")  # what the front page shows
+
+
+def front(groups: dict[str, list[Record]]) -> Figure:
+    """Four environments, two by two, at the width of a page: scores against steps, each curve named at its end."""
+    with style(), plt.rc_context({"font.size": 9, "lines.linewidth": 1.6}):
+        fig, axes = plt.subplots(2, 2, figsize=(6.9, 5.6), sharex=True, sharey=True, layout="constrained")
+        for ax, (name, runs) in zip(axes.flat, groups.items(), strict=True):
+            shown = [_scored(run) for run in runs if run.facts["label"] in FRONT]
+            learning_curve(ax, shown, "score").set_title(name, fontsize=10, fontweight="bold")
+            ax.axhline(1, color="black", linestyle="--", linewidth=1)
+            stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
+            ax.axhline(stay, color="black", linestyle=":", linewidth=1)
+            _named_at_the_end(ax, {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")})
+        axes[0, 0].annotate("optimum", (0, 1), (3, 2), textcoords="offset points", fontsize=8, color=GREY)
+        axes[0, 0].annotate("go and stay", (0, stay), (3, -10), textcoords="offset points", fontsize=8, color=GREY)
+        axes[0, 0].set_ylim(-0.15, 1.12)
+        fig.supylabel("score: 0 random valid actions, 1 optimum", fontsize=9)
+        for ax in axes[1]:
+            ax.set_xlabel("environment steps")
+    return fig
+
+
+def _scored(run: Record) -> Record:
+    """A run whose curve has a column of normalised scores, of the returns over evaluation episodes."""
+    return run._replace(
+        curve=run.curve.assign(score=normalised_score(run.curve["eval_return_mean"], run.facts["reference"]))
+    )
+
+
+def _named_at_the_end(ax: Axes, lines: dict, gap: float = 0.085) -> None:
+    """A name right of every line's end, in its colour; from the top down, none nearer to the one above than `gap`."""
+    place = 1.05 + gap
+    for end, name in sorted(((float(line.get_ydata()[-1]), name) for name, line in lines.items()), reverse=True):
+        place = min(end, place - gap)
+        ax.annotate(name, (1, place), (4, -3), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
+                    fontsize=8, color=lines[name].get_color(), annotation_clip=False)  # fmt: skip
+
+
 def curves(
     groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve["env_steps"], xlabel: str = "environment steps",
+    x: Callable[[Record], pd.Series] = lambda run: run.curve.env_steps, xlabel: str = "environment steps",
     log: bool = False, column: str | None = None, ylabel: str = "return of an episode",
 ) -> Figure:  # fmt: skip
     """A panel a group: a column against environment steps, or x; `lines`: values by name to draw in a group's panel."""
@@ -271,9 +313,10 @@ def curves(
         for ax, (name, runs) in zip(axes[0], groups.items(), strict=True):
             learning_curve(ax, runs, column, x=x, log=log).set_title(name, fontweight="bold")
             ax.set_xlabel(xlabel)
-            for i, (what, value) in enumerate((lines or {}).get(name, {}).items()):
+            levels = (lines or {}).get(name, {})
+            for i, (what, value) in enumerate(levels.items()):
                 ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
-                highest = value == max(lines[name].values())
+                highest = value == max(levels.values())
                 place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
                 place |= dict(va="bottom" if highest else "top")  # and side by side: values may lie close
                 ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3 if highest else -3), **place)
@@ -302,7 +345,7 @@ def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) ->
             calling = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
             timed = [run for run in calling if (name, run.facts["label"], "one at a time") in pace.index]
             learning_curve(row[0], runs)
-            learning_curve(row[1], calling, x=lambda run: run.curve["oracle_calls"], log=True)
+            learning_curve(row[1], calling, x=lambda run: run.curve.oracle_calls, log=True)
             learning_curve(row[2], runs, x=spent("batched"), log=True)
             learning_curve(row[3], timed, x=spent("one at a time"), log=True)
             row[0].set(ylabel=f"{name}: return", ylim=whole_range(runs, known))
@@ -351,6 +394,7 @@ def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
             text = "← " + ", ".join(f"{score:.1f}".replace("-", "−") for score in np.sort(off))
             ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=9, color=look.colour)
     stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
+    assert stay is not None  # as the scores are
     for x, name, side, dashes in ((stay, "go and stay ", "right", ":"), (1, " optimum", "left", "--")):
         ax.axvline(x, color=GREY if dashes == ":" else "black", linestyle=dashes, linewidth=1.2)
         ax.text(x, 1, name, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=9, color=GREY)
@@ -408,7 +452,7 @@ def bridge(
     return fig
 
 
-def profile(ax: Axes, runs: list[Record], value: Callable[[Record], float], thresholds: np.ndarray) -> Axes:
+def profile(ax: Axes, runs: list[Record], value: Callable[[Record], float | None], thresholds: np.ndarray) -> Axes:
     """Performance profiles: a line a label, the share of its runs whose value is above a threshold, against that."""
     for label, group in by_label(runs).items():
         name, colour, dashes, _ = method(label)

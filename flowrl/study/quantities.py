@@ -76,7 +76,7 @@ QUANTITIES = {
     "return": Quantity("return by episodes", _fact("final_return_mean"), plain(1), 1),
     "exact_return": Quantity("exact return", _fact("final_exact_return"), plain(1), 1),
     "mean_return": Quantity("return, mean over training", _trained("eval_return_mean", "mean"), plain(1), 1),
-    "untrained_return": Quantity("return before training", lambda facts, curve: curve["eval_return_mean"][0], plain(0)),
+    "untrained_return": Quantity("return before training", lambda facts, curve: curve.eval_return_mean[0], plain(0)),
     "above_stay": Quantity("return above go-and-stay, in standard errors", _above_stay, plain(1)),
     "violations": Quantity("violations", _fact("violations"), plain(0)),
     "invalid_share": Quantity("invalid share of what is executed between the last two evaluations",

@@ -4,6 +4,7 @@ Order: as experiments.yaml lists the experiments, seed 0 of all of one's runs be
 `python -m flowrl train`, so that a stop costs no more than half a minute and the next start goes on from there.
 """
 
+import functools
 import shlex
 import signal
 import subprocess
@@ -50,12 +51,19 @@ def _is_made(run: Run, record: Path) -> bool:
 
 def seconds(run: Run, root: Path) -> float | None:
     """How long a run is likely to take: its steps at the median speed of records of its environment and method."""
-    speeds = []
-    for record in Path(root).glob(f"*/{Path(run.config.env).stem}/*/seed*.json"):
-        facts = read_facts(record)
-        if facts["config"]["method"] == run.config.method and facts["wall_s"]:
-            speeds.append(facts["env_steps"] / facts["wall_s"])
+    speeds = _speeds(Path(root), Path(run.config.env).stem).get(run.config.method)
     return run.config.steps / median(speeds) if speeds else None
+
+
+@functools.cache
+def _speeds(root: Path, environment: str) -> dict[str, list[float]]:
+    """Steps a second of the records of an environment, by method."""
+    speeds: dict[str, list[float]] = {}
+    for record in root.glob(f"*/{environment}/*/seed*.json"):
+        facts = read_facts(record)
+        if facts["wall_s"]:
+            speeds.setdefault(facts["config"]["method"], []).append(facts["env_steps"] / facts["wall_s"])
+    return speeds
 
 
 def listing(wanted: list[Run], root: Path) -> str:

@@ -193,7 +193,9 @@ class Record(NamedTuple):
     stale: bool  # made with other settings than experiments.yaml names now
 
 
-def load(experiment: str, data_dir: Path = "data/runs", scale: str = "auto", path: Path = EXPERIMENTS) -> list[Record]:
+def load(
+    experiment: str, data_dir: str | Path = "data/runs", scale: str = "auto", path: Path = EXPERIMENTS
+) -> list[Record]:
     """All records of an experiment, by environment, run, seed; a relative `data_dir` lies in the project's folder.
 
     scale "auto": the largest whose records are all there. Raises RecordError where one is missing or can't be read.
@@ -227,7 +229,7 @@ def _grouped(records: list[Record], key: str) -> dict[str, list[Record]]:
     return groups
 
 
-def matrix(records: list[Record], value: Callable[[Record], float]) -> np.ndarray:
+def matrix(records: list[Record], value: Callable[[Record], float | None]) -> np.ndarray:
     """A number a record as (R, M): R seeds of M environments. Raises RecordError where those have not as many seeds."""
     columns = [[value(record) for record in group] for group in by_environment(records).values()]
     if len(set(map(len, columns))) > 1:

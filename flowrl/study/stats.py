@@ -94,7 +94,7 @@ def equivalence(x: np.ndarray, y: np.ndarray, margin: float) -> Equivalence:
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if min(len(x), len(y)) < 2:
         raise ValueError(f"equivalence needs two seeds of each; there are {len(x)} and {len(y)}")
-    found, tasks = difference(x, y), x.shape[1]
+    found, tasks = float(difference(x, y)), x.shape[1]
     squares = np.stack([x.var(0, ddof=1) / len(x), y.var(0, ddof=1) / len(y)]) / tasks**2  # of the standard errors
     if not squares.any():
         return Equivalence(found, found, float(abs(found) >= margin))
@@ -102,7 +102,7 @@ def equivalence(x: np.ndarray, y: np.ndarray, margin: float) -> Equivalence:
     freedom = squares.sum() ** 2 / (squares**2 / (np.array([[len(x)], [len(y)]]) - 1)).sum()
     p = max(student.sf((found + margin) / error, freedom), student.cdf((found - margin) / error, freedom))
     reach = student.ppf(0.95, freedom) * error
-    return Equivalence(found - reach, found + reach, p)
+    return Equivalence(found - reach, found + reach, float(p))
 
 
 def on_common_grid(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -136,5 +136,7 @@ def plateau_gain(returns, reference: dict | None):
 
 
 def _between(returns, reference: dict | None, low: str, high: str):
-    low, high = ((reference or {}).get(name) for name in (low, high))
-    return None if None in (low, high) or returns is None else (returns - low) / ((high - low) or np.nan)
+    zero, one = ((reference or {}).get(name) for name in (low, high))
+    if zero is None or one is None or returns is None:
+        return None
+    return (returns - zero) / ((one - zero) or np.nan)

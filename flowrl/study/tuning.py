@@ -63,7 +63,7 @@ def trials(space: dict, method: str, n: int | None = None) -> list[Run]:
 def read_table(method: str, root: Path) -> pd.DataFrame:
     """What was tried so far, without rows where nothing was."""
     path = Path(root) / f"{method}.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=pd.Index(KEYS))
 
 
 def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = math.inf, n: int | None = None,
@@ -73,7 +73,8 @@ def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = 
     root: folder of the tables; records: folder of the trials' records, which may go once their rows are written.
     """
     space = space or read_space()
-    done = {(row.trial, row.env) for row in read_table(method, root).itertuples()}
+    known = read_table(method, root)
+    done = set(zip(known["trial"], known["env"], strict=True))
     wanted = [run for run in trials(space, method, n) if (run.config.seed, run.config.env) not in done]
     out = Path(records) / method
     try:
@@ -106,4 +107,4 @@ def ranking(table: pd.DataFrame, space: dict, method: str) -> pd.DataFrame:
     ranked = groups[names].first()
     ranked["mean"], ranked["least"] = groups["score"].mean(), groups["score"].min()
     whole = groups["env"].nunique() == len(space["environments"])
-    return ranked[whole].sort_values("mean", ascending=False)
+    return ranked.loc[whole].sort_values("mean", ascending=False)

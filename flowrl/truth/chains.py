@@ -85,7 +85,7 @@ def joint_after(problem: Problem, start: Tensor, n: int) -> Tensor:
     """
     joint, ways = torch.diag(start), sweeps_by_order(problem)
     for _ in range(n):
-        joint = sum(chance * whole.T @ joint @ whole for chance, whole in ways)
+        joint = torch.stack([chance * whole.T @ joint @ whole for chance, whole in ways]).sum(0)
     return joint
 
 

@@ -147,7 +147,7 @@ def policy_return(city: City | str | Path, actions: Tensor | np.ndarray, weights
     price = tables.toll[tables.allocations[x], tables.allocations[y]].sum(1)
     if not (np.isfinite(price) & tables.proximate[y]).all():
         raise ValueError(f"the policy gives weight to an action that is invalid in {tables.city.name}")
-    travel = np.bincount(policy.row, policy.data * price, minlength=policy.shape[0])
+    travel = np.bincount(policy.row, policy.data * price, minlength=len(tables.allocations) * E)
     policy, value = policy.tocsr(), np.zeros((len(tables.allocations), E))
     for _ in range(tables.city.horizon):  # V(x, e) = Σ_y π(y|x, e) [W(y, e) − Σ_d c(x_d, y_d)]
         value = (policy @ tables.after_move(value).ravel() - travel).reshape(value.shape)
@@ -317,7 +317,7 @@ def _product(marginals: Tensor) -> Tensor:
     return marginals[..., 0, :, None] * marginals[..., 1, None, :]
 
 
-def _ascend(game: Game, joint_of: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> tuple[float, Tensor]:
+def _ascend(game: Game, joint_of: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> tuple[float, Tensor]:
     """max over weights w ≥ 0 (shape) of the exact return of joint_of(w) on the valid actions, and the best w found.
 
     L-BFGS from many random starts; w = x², so that faces of the simplex are a finite step away.

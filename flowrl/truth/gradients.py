@@ -118,12 +118,12 @@ def histogram_log_probs(policy, features, n: int, generator=None, chunk: int = 5
 
     The error is √((1 − p̂)/(n p̂)); an action never drawn has −∞ and an infinite error.
     """
-    n_actions, counts = math.prod(policy.sizes), 0
+    n_actions, counts = math.prod(policy.sizes), []
     for done in range(0, n, chunk):
         flat = to_flat(policy.sample(features, min(chunk, n - done), generator).action, policy.sizes)
         state = torch.arange(len(flat), device=flat.device).unsqueeze(-1)
-        counts = counts + (flat + n_actions * state).flatten().bincount(minlength=len(flat) * n_actions)
-    frequency = counts.double().view(-1, n_actions) / n
+        counts.append((flat + n_actions * state).flatten().bincount(minlength=len(flat) * n_actions))
+    frequency = torch.stack(counts).sum(0).double().view(-1, n_actions) / n
     return frequency.log(), ((1 - frequency) / (n * frequency)).sqrt()
 
 
@@ -194,8 +194,10 @@ def every_choice(flat: Tensor, valid: Tensor, probability: Tensor, needed: int, 
 
 def _decision(flat: Tensor, valid: Tensor, n_valid: Tensor, draws: Tensor, chosen: Tensor) -> rejection.Decision:
     action = flat.gather(1, chosen[:, None])
-    sample = Sample(flat.unsqueeze(-1), flat.double().unsqueeze(-1))
-    return rejection.Decision(None, None, sample, valid, n_valid, draws, chosen, action, torch.ones_like(chosen).bool())
+    sample, unseen = Sample(flat.unsqueeze(-1), flat.double().unsqueeze(-1)), torch.empty(len(flat), 0)
+    return rejection.Decision(
+        unseen, None, sample, valid, n_valid, draws, chosen, action, torch.ones_like(chosen).bool()
+    )
 
 
 def every_sequence(logits: Tensor, valid: Tensor, n_draws: int, needed: int = 1) -> tuple[rejection.Decision, Tensor]:

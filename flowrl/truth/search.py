@@ -4,7 +4,7 @@ The emergencies do not depend on the allocation, so the expected return of a pat
 simulation: with n_k = Σ_t P(e_t = k), staying at y for an episode is worth Σ_k n_k r(y, k), that is a constant plus
 Σ over the districts k that y covers of n_k (covered_k − uncovered_k). The best y is found by local search: two
 resources at a time go where the sum, less the travel costs, is largest. It can miss the best: what it finds is a lower
-bound. `python -m flowrl.search` writes the references of the shipped cities again (under a minute).
+bound. `python -m flowrl.truth.search` writes the references of the shipped cities again (minutes).
 """
 
 import functools
@@ -34,7 +34,7 @@ def reference(city: City | str | Path) -> dict[str, float | None] | None:
     if city.digest in _kept():
         return {key: value for key, value in _kept()[city.digest].items() if key != "name"}
     if exact.solvable(city):
-        return exact.optimum(city) | EXACT
+        return {**exact.optimum(city), **EXACT}
     return references(city) if city.countable and city.start == "proximate" and city.resources > 1 else None
 
 
@@ -231,11 +231,10 @@ def _gain(city: City) -> np.ndarray:
 
 if __name__ == "__main__":
     table = {}
-    for name in City.names():
-        if name.startswith("ERA-L"):
-            city = City.load(name)
-            table[city.digest] = {"name": name} | references(city)
-            if exact.solvable(city):
-                table[city.digest] |= exact.optimum(city) | EXACT
-            print(table[city.digest], flush=True)
+    rare = sorted((Path(__file__).parents[2] / "data" / "cities").glob("ERA-R*.json"))
+    for city in map(City.load, [*(name for name in City.names() if name.startswith("ERA-L")), *rare]):
+        table[city.digest] = {"name": city.name} | references(city)
+        if exact.solvable(city):
+            table[city.digest] |= exact.optimum(city) | EXACT
+        print(table[city.digest], flush=True)
     REFERENCES.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

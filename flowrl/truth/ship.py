@@ -3,11 +3,12 @@
 Each is the first seed of `generate` whose city is neither too free nor solved by standing still: the authors'
 released settings (three resources, moves of up to three hops, one pair kept together) leave 43 to 80 % of the actions
 valid. The large cities tie the resources in a chain that leaves under 1 % valid. The cities by valid fraction, in
-data/cities, are one city under ever tighter constraints.
+data/cities, are one city under ever tighter constraints; so are ERA-R3 to ERA-R9, of 10^12 actions, one in 10^3 to one
+in 10^9 of them valid.
 """
 
 from itertools import combinations_with_replacement, count
-from math import inf, log
+from math import inf, log, log10
 from pathlib import Path
 
 from ..envs.city import CITIES, City, generate
@@ -24,6 +25,8 @@ LARGE_LEAST = 5e-4  # in each of them: 4,096 uniform draws find two valid ones
 FRACTIONS = Path(__file__).parents[2] / "data" / "cities"
 THOUSANDTHS = (1000, 500, 200, 100, 30, 10, 3, 1)  # valid fractions of fraction-1000.json … fraction-1.json
 TOLERANCE = 0.15  # of log(fraction / wanted)
+RARE = {3: (4, 3), 5: (3, 2), 7: (3, 1), 9: (1, 1)}  # ERA-Rk, 10^−k valid: max_hops, distance in the chain
+RARE_TOLERANCE = 0.2  # of log10(fraction / wanted)
 
 
 def plateau(city: City) -> float:
@@ -53,11 +56,13 @@ def search_large(resources: int, districts: int) -> City:
     """The first generated city that may be shipped as ERA-L-D×K."""
     max_hops, distance = LARGE[resources, districts]
     chain = [(r, r + 1, distance) for r in range(resources - 1)]
-    for seed in count():
-        city = generate(districts, resources, seed, max_hops, chain)
-        fractions = city.valid_counts(city.starts) / city.allocations
-        if fractions.mean() <= LARGE_VALID_FRACTION and fractions.min() >= LARGE_LEAST:
-            return city
+    cities = (generate(districts, resources, seed, max_hops, chain) for seed in count())
+    return next(city for city in cities if _few_valid(city))
+
+
+def _few_valid(city: City) -> bool:
+    fractions = city.valid_counts(city.starts) / city.allocations
+    return fractions.mean() <= LARGE_VALID_FRACTION and fractions.min() >= LARGE_LEAST
 
 
 def by_fraction() -> dict[int, City]:
@@ -89,6 +94,19 @@ def _by_fraction(seed: int) -> dict[int, City] | None:
     return cities
 
 
+def by_rarity() -> dict[int, City]:
+    """One city of 32 districts, 8 resources in a chain, 10^12 actions, of which 10^−k are valid, by k."""
+    for seed in count():
+        cities = {}
+        for k, (max_hops, distance) in RARE.items():
+            chain = [(r, r + 1, distance) for r in range(7)]
+            cities[k] = city = generate(32, 8, seed, max_hops, chain, f"ERA-R{k}")
+            if abs(log10(city.valid_counts(city.starts).mean() / city.allocations) + k) > RARE_TOLERANCE:
+                break
+        else:
+            return cities
+
+
 if __name__ == "__main__":
     for resources, districts in LARGE:
         city = search_large(resources, districts)
@@ -97,6 +115,9 @@ if __name__ == "__main__":
     for thousandths, city in by_fraction().items():
         city.to_json(FRACTIONS / f"fraction-{thousandths}.json")
         print(f"fraction-{thousandths} is {city.name}: {city.max_hops} hops, {city.proximity}", flush=True)
+    for city in by_rarity().values():
+        city.to_json(FRACTIONS / f"{city.name}.json")
+        print(f"{city.name}: {city.max_hops} hops, {city.proximity}")
     for version in VERSIONS:
         city = search(version)
         city.to_json(CITIES / f"ERA-v{version}.json")

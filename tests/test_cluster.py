@@ -1,0 +1,159 @@
+"""The DAG through Slurm, on a cluster of one node that is started here: the figures are those of a local run.
+
+Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge), root to start them, no cluster here yet, and the extra
+`cluster`.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flowrl.envs.city import generate
+from flowrl.study.records import ROOT
+
+pytestmark = pytest.mark.cluster
+
+TARGET = "build/smoke/notebooks/07_partial.ipynb"  # eleven trainings and a notebook
+PARTITION = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["default-resources"]["slurm_partition"]
+CONF = Path("/etc/slurm/slurm.conf")  # where jobs look for it
+CONFIG = """
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MpiDefault=none
+ReturnToService=2
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory=4000 State=UNKNOWN
+PartitionName={partition} Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_ports(n):
+    sockets = [socket.socket() for _ in range(n)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def daemon(name):
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert path, f"{name} is not here; Debian has it in slurm-wlm and munge"
+    return path
+
+
+class Slurm:
+    """One node; folder: where all of it lies."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.chmod(0o755)
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        where = {"key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munged.pid"}
+        where |= {"log-file": folder / "munged.log", "seed-file": folder / "munge.seed"}
+        subprocess.run([daemon("munged"), "--force", *(f"--{k}={v}" for k, v in where.items())], check=True)
+        host = socket.gethostname().partition(".")[0]
+        text = CONFIG.format(folder=folder, host=host, ports=free_ports(2), cores=os.cpu_count(), partition=PARTITION)
+        (folder / "slurm.conf").write_text(text)
+        CONF.parent.mkdir(exist_ok=True)
+        CONF.symlink_to(folder / "slurm.conf")  # FileExistsError where there is a cluster already
+        self.start("slurmctld")
+        self.start("slurmd")
+
+    def start(self, name):
+        subprocess.run([daemon(name)], check=True)
+
+    def pid(self, name) -> int:
+        return int((self.folder / f"{name}.pid").read_text())
+
+    def jobs(self) -> list[str]:
+        """Running jobs by number."""
+        return subprocess.run(["squeue", "-h", "-tR", "-o%i"], capture_output=True, text=True).stdout.split()
+
+    def stop(self):
+        CONF.unlink()
+        for name in ("slurmd", "slurmctld", "munged"):
+            os.kill(self.pid(name), signal.SIGTERM)
+
+
+@pytest.fixture
+def slurm(tmp_path_factory):
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+
+
+def project(folder: Path) -> Path:
+    """The project without records, in another folder."""
+    folder.mkdir()
+    for name in ("Snakefile", "experiments.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("profiles", "flowrl", "notebooks", "data/cities", "data/benchmarks", "data/comparisons"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "authors").mkdir()
+    for name in ("v3", "v4"):  # in the place of the paper authors' cities
+        generate(5, 2).to_json(folder / f"authors/authors-{name}.json")
+    return folder
+
+
+def snakemake(folder, *options):
+    command = [sys.executable, "-m", "snakemake", TARGET, *options, "--config", "scale=smoke"]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def figures(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "build/smoke/figures").glob("*.png")}
+
+
+def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
+    """A job is killed and the controller is, too, on the way."""
+    local, remote = project(tmp_path / "local"), project(tmp_path / "remote")
+    run = snakemake(remote, "--profile", "profiles/slurm")
+    try:
+        while not (slurm.jobs() and list(remote.glob("data/runs/smoke/*/*/seed0.pt"))):
+            assert run.poll() is None, run.stdout.read()
+            time.sleep(0.2)
+        subprocess.run(["scancel", "--signal=KILL", "--full", slurm.jobs()[0]], check=True)
+        os.kill(slurm.pid("slurmctld"), signal.SIGKILL)
+        time.sleep(3)
+        slurm.start("slurmctld")
+        said = run.communicate()[0]
+        assert run.returncode == 0, said
+    finally:
+        run.kill()
+    alone = snakemake(local, "--cores", "2")
+    said = alone.communicate()[0]
+    assert alone.returncode == 0, said
+    expected = figures(local)
+    assert {"fig6.png", "figA3.png", "figB_joint.png"} <= set(expected)
+    assert figures(remote) == expected
