@@ -89,10 +89,10 @@ def measure(place: City | Line, method: str, python: bool, seconds: float) -> di
     return {"seconds_per_step": statistics.median(rates), "peak_mb": peak}
 
 
-def apart(place: City | Line, method: str, python: bool, seconds: float) -> dict:
-    """`measure` in a process of its own."""
-    named = place.name if isinstance(place, Line) else place.to_dict()
-    job = json.dumps({"place": named, "method": method, "python": python, "seconds": seconds})
+def apart(places: list[City | Line], method: str, python: bool, seconds: float) -> list[dict]:
+    """`measure` of each in a process of their own: the smallest first, since a peak of memory is the highest so far."""
+    named = [place.name if isinstance(place, Line) else place.to_dict() for place in places]
+    job = json.dumps({"places": named, "method": method, "python": python, "seconds": seconds})
     command = [sys.executable, "-m", "benchmarks.cost", "--job", job]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
 
@@ -111,15 +111,14 @@ def seconds(each: float) -> list[dict]:
 
 def scaling(each: float) -> list[dict]:
     """Rows of scaling.csv."""
-    jobs = [
-        (size, method) for size in SIZES for method in SCALING if method != "mask" or size[1] ** size[0] <= MAX_LOGITS
-    ]
-    jobs += [(size, "iar-a2c-gumbel") for size in EQUAL]
+    jobs = [(method, SIZES) for method in SCALING] + [("iar-a2c-gumbel", EQUAL)]
     rows = []
-    for (resources, levels), method in tqdm(jobs, desc="scaling"):
-        line = Line(resources, levels)
-        about = {"method": method, "resources": resources, "levels": levels, "actions": float(levels) ** resources}
-        rows.append(about | {"valid_fraction": valid_fraction(line)} | apart(line, method, False, each))
+    for method, sizes in tqdm(jobs, desc="scaling"):
+        lines = [Line(*size) for size in sizes if method != "mask" or size[1] ** size[0] <= MAX_LOGITS]
+        for line, found in zip(lines, apart(lines, method, False, each), strict=True):
+            about = {"method": method, "resources": line.resources, "levels": line.levels}
+            about |= {"actions": float(line.levels) ** line.resources, "valid_fraction": valid_fraction(line)}
+            rows.append(about | found)
     return rows
 
 
@@ -140,7 +139,8 @@ def fraction(each: float) -> list[dict]:
     rows = []
     for path in tqdm(sorted((ROOT / "data" / "cities").glob("fraction-*.json")), desc="valid fraction"):
         city = City.load(path)
-        rows.append({"environment": path.stem, "valid_fraction": share(city)} | apart(city, "iar-a2c", False, each))
+        (found,) = apart([city], "iar-a2c", False, each)
+        rows.append({"environment": path.stem, "valid_fraction": share(city)} | found)
     return rows
 
 
@@ -155,9 +155,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.job:
         job = json.loads(args.job)
-        place = job["place"]
-        place = Line.load(place) if isinstance(place, str) else City.from_dict(place, "city")
-        print(json.dumps(measure(place, job["method"], job["python"], job["seconds"])))
+        places = [Line.load(x) if isinstance(x, str) else City.from_dict(x, "city") for x in job["places"]]
+        print(json.dumps([measure(place, job["method"], job["python"], job["seconds"]) for place in places]))
         return
     OUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
