@@ -177,8 +177,7 @@ def command_line() -> argparse.ArgumentParser:
     claims = commands.add_parser(
         "claims",
         help="every claim's verdict, from the records",
-        description="Write docs/claims.md, and the numbers that documents quote, from "
-        "claims.yaml and the records.",
+        description="Write docs/claims.md, and the numbers that documents quote, from claims.yaml and the records.",
     )
     claims.add_argument("--check", action="store_true", help="write nothing; exit status 1 where one is out of date")
     return parser
