@@ -50,8 +50,10 @@ COMPUTED = {
         " figB_pathwise.pdf figB_pathwise.png",
     ),
     "04_environments": (
-        "study/diagrams truth/exact envs/city envs/classic envs/draw envs/era envs/partial envs/pistonball truth/search",
-        "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv",
+        "study/diagrams truth/exact truth/orbits truth/search envs/city envs/classic envs/draw envs/era envs/partial"
+        " envs/pistonball",
+        "fig3.pdf fig3.png figB_cities.pdf figB_cities.png tabB_environments.csv"
+        " figB_columbus_map.pdf figB_columbus_map.png",
     ),
     "06_constrained": ("", "front.pdf front.png"),
     "07_partial": ("envs/line envs/partial truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
@@ -120,7 +122,9 @@ def modules(notebook):
 
 def measured(notebook):
     """What a notebook draws beside records: timings, runs of other code."""
-    folder = {"08_cost": "benchmarks", "11_released": "comparisons", "12_rare": "benchmarks"}.get(notebook)
+    folder = {
+        "04_environments": "comparisons", "08_cost": "benchmarks", "11_released": "comparisons", "12_rare": "benchmarks"
+    }.get(notebook)
     return sorted(map(str, Path("data", folder).glob("*.csv"))) if folder else []
 
 

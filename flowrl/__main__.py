@@ -109,8 +109,9 @@ def command_line() -> argparse.ArgumentParser:
     optimum = commands.add_parser(
         "optimum",
         help="exact expected returns of an environment",
-        description="Expected undiscounted return of an episode over the start distribution, by dynamic programming; "
-        "for the largest cities the best found by local search.",
+        description="Expected undiscounted return of an episode over the start distribution, by dynamic programming, "
+        "which may take minutes, or hours, and tells its bounds meanwhile; for the largest cities the best found by "
+        "local search.",
     )
     optimum.add_argument(
         "env", metavar="ENV", help="ERA or Partial environment, a line, or the path of a city's .json file"
@@ -229,7 +230,7 @@ def _tune(args) -> None:
 
 
 def _optimum(args) -> None:
-    found = evaluation.reference(envs.make_batched(args.env, 1))
+    found = evaluation.reference(envs.make_batched(args.env, 1), patient=True)
     if found is None:
         raise config.ConfigError(f"no optimum is known for {args.env}; it is for cities, hidden incidents and lines")
     if args.json:

@@ -216,11 +216,12 @@ def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, c
         n_valid[rows] += new_valid.sum(-1)
         both = torch.cat((valid[rows], new_valid), 1)
         order = torch.sort(both, dim=1, descending=True, stable=True).indices[:, :S]
-        for old, fresh in zip(sample, new, strict=True):
-            if old is not None:
-                joined = torch.cat((old[rows], fresh), 1)
-                index = order.reshape(*order.shape, *[1] * (joined.dim() - 2)).expand(-1, -1, *joined.shape[2:])
-                old[rows] = joined.gather(1, index)
+        # of many new draws few are copied: what stays and what comes are picked before they are joined
+        kept, each = order < S, torch.arange(len(rows), device=rows.device)[:, None]
+        stays, comes = sample.at((rows[:, None], order.clamp_max(S - 1))), new.at((each, (order - S).clamp_min(0)))
+        for whole, old, fresh in zip(sample, stays, comes, strict=True):
+            if whole is not None:
+                whole[rows] = torch.where(kept.reshape(*kept.shape, *[1] * (old.dim() - 2)), old, fresh)
         valid[rows] = both.gather(1, order)
         rows = rows[n_valid[rows] < needed]
     return sample, valid, n_valid, draws

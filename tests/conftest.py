@@ -34,7 +34,7 @@ def fake_reference(env: str) -> dict | None:
         return line.reference(env)
     if env.partition("-")[0] in RANGES:
         return None
-    return search.reference(env) if env.startswith("ERA-L") else REFERENCE
+    return search.reference(env) if env.startswith(("ERA-L", "ERA-C")) else REFERENCE
 
 
 def fake_return(run, reference: dict | None, rng: np.random.Generator) -> tuple[float, float]:

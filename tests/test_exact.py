@@ -12,6 +12,7 @@ from flowrl.envs.era import BatchedERA
 from flowrl.envs.partial import BatchedPartial, Game, PartialEnv
 from flowrl.policies import to_digits, to_flat
 from flowrl.truth import exact
+from flowrl.truth.orbits import Orbits
 
 TRIANGLE = {
     "districts": 3,
@@ -33,6 +34,7 @@ TINY = {
     "free": TRIANGLE | {"max_hops": None, "proximity": [], "travel_costs": False},
     "dear": TRIANGLE | {"travel_cost": [[0, 1, 0.2], [0.1, 0, 2], [0.4, 0.3, 0]]},
     "crowd": TRIANGLE | {"resources": 3, "proximity": [[0, 1, 1], [2, 0, 0]], "horizon": 3},
+    "alike": TRIANGLE | {"resources": 3, "proximity": [[0, 1, 1], [2, 0, 1], [1, 2, 1], [1, 0, 2]], "horizon": 3},
 }
 
 
@@ -234,11 +236,47 @@ def test_the_largest_cities_and_beyond():
     assert result["uniform_valid"] < result["go_and_stay"] < result["optimal"]
     with pytest.raises(ValueError, match=r"generated-18x3-0 has 18\^3 actions; exact values are for at most 5000"):
         exact.states(generate(18, 3))
-    with pytest.raises(ValueError, match=r"generated-2x17-0 has 2\^17 actions; exact values are for at most 65536"):
-        exact.optimum(generate(2, 17))
-    with pytest.raises(ValueError, match="takes 202000000 additions a step; exact values are for at most 100000000"):
-        exact.optimum(generate(100, 2))
+    exact.optimum(generate(2, 17))  # 131,072 actions, 48 states
+    with pytest.raises(ValueError, match=r"generated-16x6-0 has 527136 states and takes \d+ additions a step; exact"):
+        exact.optimum(generate(16, 6))
     assert exact.solvable("ERA-L-4x16") and not exact.solvable("ERA-L-6x10")
+
+
+@pytest.mark.parametrize(
+    "pairs", [[(0, 2, 1)], [], [(0, 1, 2), (2, 3, 1)], [(r, q, 2) for q in range(4) for r in range(q)]]
+)
+def test_like_resources_are_counted_once_and_nothing_is_lost(pairs):
+    """Any symmetric table: the maximum and the mean over all 4^4 valid actions, one by one."""
+    city = generate(4, 4, seed=2, max_hops=1, proximity=pairs)
+    orbits, everything = Orbits(city), np.array(list(product(range(4), repeat=4)))
+    state = orbits.number(everything)
+    assert orbits.count == len(np.unique(state)) == {0: 35, 1: 100, 2: 100, 6: 35}[len(pairs)]
+    assert (np.sort(orbits.allocations[state], axis=1) == np.sort(everything, axis=1)).all()
+    table = np.random.default_rng(0).normal(size=(orbits.count, 3))
+    valid = city.may_move[everything[:, None], everything].all(2) & city.proximate(everything)  # (x, y)
+    price = city.cost[everything[:, None], everything].sum(2)
+    worth = np.where(valid[..., None], table[state] - price[..., None], -np.inf).max(1)
+    np.testing.assert_allclose(orbits.maximum(table.copy())[state], worth, atol=1e-12)
+    np.testing.assert_allclose(orbits.total(table.copy())[state], valid @ table[state], atol=1e-12)
+    count, cost = orbits.valid()
+    np.testing.assert_allclose(count[state], valid.sum(1))
+    np.testing.assert_allclose(cost[state], (valid * price).sum(1), atol=1e-12)
+
+
+def test_the_horizon_is_cut_short_only_where_the_rest_is_known():
+    """500 steps by as many backups, against the bound on the rest of them."""
+    city = City.from_dict(generate(6, 3, seed=5).to_dict() | {"horizon": 500}, "long")
+    orbits, backups = Orbits(city), []
+
+    def counted(value):
+        backups.append(1)
+        return orbits.backup(value)
+
+    value = np.zeros((orbits.count, city.districts + 1))
+    for _ in range(500):
+        value = orbits.backup(value)
+    assert abs(orbits.expected(counted) - value[orbits.starts, -1].mean()) < 1e-9
+    assert len(backups) < 100
 
 
 def test_results_are_cached_by_content_and_cannot_be_spoilt():

@@ -12,6 +12,7 @@ from flowrl.envs.era import BatchedERA
 from flowrl.study.records import ROOT
 from flowrl.truth import exact, search
 
+LARGE = ("ERA-L-4x16", "ERA-L-6x10", "ERA-L-8x32", "ERA-Columbus")
 KEYS = {"optimal", "go_and_stay", "go_and_stay_sem", "uniform_valid", "uniform_valid_sem", "valid_fraction"}
 
 
@@ -98,6 +99,34 @@ def test_expected_return_of_one_path_by_simulation(crowd):
     assert abs(returns.mean() - search.expected_return(crowd, path)[0]) < 4 * returns.std() / 4000**0.5  # z < 4
 
 
+def test_the_nearest_goes_as_near_as_it_may_and_the_others_stay(crowd):
+    """Every start, every last emergency: against all valid moves of the resource that is nearest."""
+    K, none_yet = crowd.districts, np.full(len(crowd.starts), crowd.districts)
+    assert (search.nearest_goes(crowd, crowd.starts, none_yet) == crowd.starts).all()
+    for e in range(K):
+        found = search.nearest_goes(crowd, crowd.starts, np.full(len(crowd.starts), e))
+        for x, y in zip(crowd.starts, found, strict=True):
+            who = int(np.argmin([crowd.hops[place, e] for place in x]))
+            moves = [np.where(np.arange(4) == who, k, x) for k in range(K)]
+            valid = [m for m in moves if crowd.proximate(m) and crowd.hops[x[who], m[who]] <= crowd.max_hops]
+            best = min(valid, key=lambda m, who=who, x=x, e=e: (crowd.hops[m[who], e], crowd.cost[x[who], m[who]]))
+            assert (y == best).all()
+
+
+def test_what_dispatching_the_nearest_earns_by_simulation(crowd):
+    """The expected rewards of its own simulation against those of the simulator: z < 4."""
+    starts = crowd.starts[:1].repeat(4000, axis=0)
+    expected = search.dispatch_nearest(crowd, starts, rng())
+    env = BatchedERA(crowd, 4000, generator=torch.Generator().manual_seed(0))
+    env.allocation, total = torch.as_tensor(starts), 0.0
+    for _ in range(crowd.horizon):
+        y = search.nearest_goes(crowd, env.allocation.numpy(), env.emergency.numpy())
+        total = total + env.step(torch.as_tensor(y)).reward.double().numpy()
+    assert env.violations == 0
+    error = np.hypot(expected.std(), total.std()) / 4000**0.5
+    assert abs(expected.mean() - total.mean()) < 4 * error
+
+
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_go_and_stay_by_enumeration(crowd, anywhere):
     starts, actions = crowd.starts[::7], everything(crowd)
@@ -126,14 +155,14 @@ def test_a_walk_goes_by_valid_moves_ever_nearer_and_arrives():
 
 def test_the_large_cities_have_a_reference_on_file():
     kept = json.loads(search.REFERENCES.read_text())
-    for name in ("ERA-L-4x16", "ERA-L-6x10", "ERA-L-8x32"):
+    for name in LARGE:
         city = City.load(name)
         found = search.reference(city)
         assert kept[city.digest] == found | {"name": name} and found.keys() >= KEYS
         assert found["valid_fraction"] == search.valid_fraction(city) < 0.01
         assert found["uniform_valid"] < found["go_and_stay"] < found["walk_and_stay"]
     rare = {f"ERA-R{k}" for k in (3, 5, 7, 9)}
-    assert {entry["name"] for entry in kept.values()} == {"ERA-L-4x16", "ERA-L-6x10", "ERA-L-8x32"} | rare
+    assert {entry["name"] for entry in kept.values()} == {*LARGE} | rare
     for name in rare:
         found = search.reference(ROOT / f"data/cities/{name}.json")
         assert found["uniform_valid"] < found["go_and_stay"] < found["walk_and_stay"]
@@ -168,7 +197,7 @@ def test_cities_that_allow_no_reference():
     assert search.reference(ring) is None
     with pytest.raises(ValueError, match="ties a resource to several of a lower number"):
         search.references(ring)
-    uniform = City.from_dict(generate(10, 6, max_hops=None, proximity=()).to_dict() | {"start": "uniform"}, "all over")
+    uniform = City.from_dict(generate(20, 6, max_hops=None, proximity=()).to_dict() | {"start": "uniform"}, "all over")
     assert search.reference(uniform) is None
     with pytest.raises(ValueError, match="all over starts uniform; a search is for cities that start proximate"):
         search.references(uniform)

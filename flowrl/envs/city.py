@@ -57,9 +57,9 @@ class City:
 
     @staticmethod
     def names() -> list[str]:
-        """The shipped instances: ERA-v1, ERA-v1-tight, ERA-v1-free, …; the large ones: ERA-L-4x16, …"""
-        small, large = (sorted(path.stem for path in CITIES.glob(f"ERA-{kind}*.json")) for kind in "vL")
-        return [f"{name}{variant}" for name in small for variant in ("", "-tight", "-free")] + large
+        """The shipped instances: ERA-v1, ERA-v1-tight, ERA-v1-free, …; the large ones: ERA-L-4x16, …; ERA-Columbus."""
+        small, large, real = (sorted(path.stem for path in CITIES.glob(f"ERA-{kind}*.json")) for kind in "vLC")
+        return [f"{name}{variant}" for name in small for variant in ("", "-tight", "-free")] + large + real
 
     @classmethod
     def load(cls, name_or_path: "str | Path | City") -> "City":
@@ -67,7 +67,7 @@ class City:
         if isinstance(name_or_path, City):
             return name_or_path
         if (name := str(name_or_path)) in cls.names():
-            base, variant = (name, "") if name.startswith("ERA-L") else (name[:6], name[7:])
+            base, variant = (name[:6], name[7:]) if name.startswith("ERA-v") else (name, "")
             city = cls._read(CITIES / f"{base}.json")
             return getattr(city, variant)() if variant else city
         path = Path(name_or_path)

@@ -28,26 +28,38 @@ def layout(hops: np.ndarray, tries: int = 20) -> np.ndarray:
     return (best - best.mean(0)) @ np.linalg.svd(best - best.mean(0))[2].T  # the widest direction lies flat
 
 
+def places(city: City) -> np.ndarray:
+    """(K, 2): where a city's districts are drawn, on its map where it has one, else by `layout`."""
+    return np.array(city.map["places"]) if "places" in (city.map or {}) else layout(city.hops)
+
+
 def draw_city(city: City, allocation: Sequence[int], emergency: int | None, caption: str = "") -> np.ndarray:
     """allocation: (D,) districts; emergency: a district, None for none yet → (480, 640, 3) uint8."""
     figure = Figure(figsize=(6.4, 4.8), dpi=100)
     canvas, axis = FigureCanvasAgg(figure), figure.add_axes((0.02, 0.1, 0.8, 0.82))
-    place = layout(city.hops)
+    place, small = places(city), min(1.0, (12 / city.districts) ** 0.5)
     price = np.array([edge[2] for edge in city.edges])
     for (i, j, _), width in zip(city.edges, 2 + 6 * (1 - price / max(price.max(), 1e-9)), strict=True):
-        axis.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
+        axis.plot(*place[[i, j]].T, color=ROAD, linewidth=width * small, solid_capstyle="round", zorder=1)
     severity = np.subtract(city.covered, city.uncovered) / 2
     norm = Normalize(severity.min() - 0.1, severity.max() + 0.1)
     shade, dark = ScalarMappable(norm, "Greys"), np.asarray(norm(severity)) > 0.55
-    axis.scatter(*place.T, s=1100, c=severity, cmap=shade.cmap, norm=norm, edgecolors=INK, linewidths=1, zorder=2)
+    look = {"c": severity, "cmap": shade.cmap, "norm": norm, "edgecolors": INK}
+    axis.scatter(*place.T, s=1100 * small**2, linewidths=1, zorder=2, **look)
     if emergency is not None:
         ring = SERVED if emergency in allocation else MISSED
         axis.scatter(
-            *place[emergency], s=1900, facecolors="none", edgecolors=ring, linewidths=5, zorder=3, clip_on=False
+            *place[emergency],
+            s=1900 * small**2,
+            facecolors="none",
+            edgecolors=ring,
+            linewidths=5 * small,
+            zorder=3,
+            clip_on=False,
         )
     for k, (x, y) in enumerate(place):
         colour = "white" if dark[k] else INK
-        axis.annotate(str(k), (x, y), ha="center", va="center", fontsize=12, color=colour, zorder=4)
+        axis.annotate(str(k), (x, y), ha="center", va="center", fontsize=12 * small, color=colour, zorder=4)
         _badges(axis, (x, y), [r for r, district in enumerate(allocation) if district == k])
     figure.legend(handles=_legend(), loc="lower center", frameon=False, ncols=4, fontsize=10, columnspacing=1.5)
     figure.colorbar(shade, cax=figure.add_axes((0.86, 0.2, 0.02, 0.62)), label="severity (reward if served)")

@@ -11,13 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ..envs.city import City
-from ..envs.draw import INK, RESOURCES, ROAD, layout
+from ..envs.draw import INK, RESOURCES, ROAD, places
 from .plots import GREY, METHODS, REFERENCES, STYLE
 
 BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
@@ -282,7 +283,7 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
 
     Roads are thick where they are cheap. Returns what a colour bar of the severity needs.
     """
-    place, price = layout(city.hops), np.array([edge[2] for edge in city.edges])
+    place, price = places(city), np.array([edge[2] for edge in city.edges])
     for (i, j, _), width in zip(city.edges, 1.5 + 5 * (1 - price / max(price.max(), 1e-9)), strict=True):
         ax.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
     severity, norm = np.subtract(city.covered, city.uncovered) / 2, Normalize(0.8, 1.3)
@@ -302,6 +303,35 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
     ax.set_aspect("equal", adjustable="datalim")
     ax.axis("off")
     return shade
+
+
+def neighbourhoods(ax: Axes, city: City, values: np.ndarray, most: float, colours: str = "Blues") -> ScalarMappable:
+    """A city that has outlines, each district shaded by its value (K,), 0 to `most`; what a colour bar needs."""
+    shade = ScalarMappable(Normalize(0, most), colours)
+    outlines = [np.array(outline) for outline in city.map["outlines"]]
+    ax.add_collection(PolyCollection(outlines, facecolors=shade.to_rgba(values), edgecolors=INK, linewidths=0.5))
+    ax.autoscale_view()
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return shade
+
+
+def covered(city: City, shares: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> Figure:
+    """Maps side by side: what share of the emergencies strikes each district, then, by policy, how often it is covered.
+
+    shares: by policy (K,) of steps; titles: a line for each.
+    """
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(1, 1 + len(shares), figsize=(3.1 * (1 + len(shares)), 2.9), layout="constrained")
+        struck = city.transition[-1]
+        bar = fig.colorbar(neighbourhoods(axes[0], city, struck, struck.max(), "Reds"), ax=axes[0], shrink=0.7)
+        bar.ax.tick_params(labelsize=8)
+        axes[0].set_title("share of the emergencies")
+        for ax, (name, share) in zip(axes[1:], shares.items(), strict=True):
+            shade = neighbourhoods(ax, city, share, 1.0)
+            ax.set_title(titles[name])
+        fig.colorbar(shade, ax=axes[1:], label="share of steps covered", shrink=0.7)
+    return fig
 
 
 def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:

@@ -59,14 +59,17 @@ class Evaluator:
         return None
 
 
-def reference(env) -> dict | None:
-    """The returns to measure others against, exact or, in large cities, the best found; None where none is known."""
+def reference(env, patient: bool = False) -> dict | None:
+    """The returns to measure others against, exact or, in large cities, the best found; None where none is known.
+
+    patient: take hours, and show progress, for the exact ones of a city, where they can be had at all.
+    """
     if isinstance(env, BatchedPartial):
         return exact.partial_reference(env.game)
     if isinstance(env, BatchedLine):
         return line.reference(env.line)
     if isinstance(env, BatchedERA):
-        return exact.optimum(env.city) if exact.solvable(env.city) else search.reference(env.city)
+        return exact.optimum(env.city) if exact.solvable(env.city) else search.reference(env.city, patient)
     return None
 
 

@@ -6,10 +6,11 @@ Values are float64, over the finite horizon, undiscounted, for the start distrib
 emergency e), e = K meaning none yet. Moves cost and are allowed resource by resource, and proximity constrains the next
 allocation y alone, so that the maximum (or the sum) over all K^D actions is taken one resource at a time:
     max_y [W(y) − Σ_d c(x_d, y_d)] = max_{y_1} [−c(x_1, y_1) + max_{y_2} [−c(x_2, y_2) + …]],
-with W = −∞ off the proximate y and c = ∞ where a move is too long: K^D · K · D operations instead of K^{2D}.
+with W = −∞ off the proximate y and c = ∞ where a move is too long: K^D · K · D operations instead of K^{2D}, and fewer
+where resources are alike (`orbits`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +22,22 @@ from torch import Tensor
 from ..envs.city import City
 from ..envs.era import observe
 from ..envs.partial import RESOURCES, Game
+from .orbits import Orbits
 
-MAX_ACTIONS = 65_536  # K^D up to which `optimum` goes, if a step costs no more than MAX_WORK
-MAX_WORK = 100_000_000  # additions a step, (K + 1) · K^D · K · D: about ten seconds for 100 steps
+MAX_STATES = 65_536  # allocations, up to exchange of like resources, that `optimum` takes by default
+MAX_WORK = 100_000_000  # additions a step: at most half a minute for 100 steps
+PATIENT = {"most_states": 2_000_000, "most_work": 20_000_000_000}  # what a command takes: hours at most, 3 GB
 MAX_TABULATED = 5_000  # K^D up to which policies and values are tabulated
 
 
 class _Tables:
     """A city's tables over all X = K^D allocations (flat, a row each) and E = K + 1 last emergencies."""
 
-    def __init__(self, city: City | str | Path, max_actions: int = MAX_TABULATED):
+    def __init__(self, city: City | str | Path):
         self.city = city = City.load(city)
         K, D = city.districts, city.resources
-        if city.allocations > max_actions:
-            raise ValueError(f"{city.name} has {K}^{D} actions; exact values are for at most {max_actions}")
+        if city.allocations > MAX_TABULATED:
+            raise ValueError(f"{city.name} has {K}^{D} actions; exact values are for at most {MAX_TABULATED}")
         self.allocations = np.indices((K,) * D).reshape(D, -1).T  # (X, D)
         self.starts = np.ravel_multi_index(tuple(city.starts.T), (K,) * D)
         self.proximate = city.proximate(self.allocations)  # (X,)
@@ -48,37 +51,11 @@ class _Tables:
         """V(x, e) → W(y, e) = Σ_e' P(e'|e) [r(y, e') + V(y, e')], both (X, E)."""
         return (self.reward + value[:, :-1]) @ self.city.transition.T
 
-    def maximum(self, table: np.ndarray) -> np.ndarray:
-        """table(y, ·) → max over valid y of table(y, ·) − Σ_d c(x_d, y_d), both (X, n); −∞ where nothing is valid."""
 
-        def best(values: np.ndarray) -> np.ndarray:
-            near = np.isfinite(self.toll)  # (K, K): (x_d, y_d)
-            return np.stack([(values[y] - row[y, None]).max(0) for row, y in zip(self.toll, near, strict=True)], -1)
-
-        return self._fold(np.where(self.proximate[:, None], table, -np.inf), [best] * self.city.resources)
-
-    def total(self, table: np.ndarray, priced: int | None = None) -> np.ndarray:
-        """table(y, ·) → Σ over valid y of table(y, ·), times c(x_d, y_d) for the resource d = priced; both (X, n)."""
-        weights = [self.city.may_move * (self.city.cost if d == priced else 1.0) for d in range(self.city.resources)]
-        steps = [lambda values, w=w: values.T @ w.T for w in weights]
-        return self._fold(np.where(self.proximate[:, None], table, 0.0), steps)
-
-    def _fold(self, table: np.ndarray, steps: Sequence[Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
-        """(X, n) over y → over x: each step takes a resource's y_d, first axis (K, m), to its x_d, last (m, K)."""
-        n = table.shape[1]
-        for step in steps:
-            table = step(table.reshape(self.city.districts, -1))
-        return table.reshape(n, -1).T
-
-
-def solvable(city: City | str | Path) -> bool:
-    """Whether `optimum` takes the city: at most MAX_ACTIONS allocations and MAX_WORK additions a step."""
-    city = City.load(city)
-    return city.allocations <= MAX_ACTIONS and _work(city) <= MAX_WORK
-
-
-def _work(city: City) -> int:
-    return (city.districts + 1) * city.allocations * city.districts * city.resources
+def solvable(city: City | str | Path, most_states: int = MAX_STATES, most_work: int = MAX_WORK) -> bool:
+    """Whether `optimum` takes the city: at most so many states and additions a step, by default a matter of seconds."""
+    orbits = Orbits(City.load(city))
+    return orbits.count <= most_states and orbits.work <= most_work
 
 
 def states(city: City | str | Path) -> Tensor:
@@ -94,33 +71,49 @@ def reachable(city: City | str | Path) -> np.ndarray:
     return _Tables(city).reachable
 
 
-def optimum(city: City | str | Path) -> dict[str, float]:
+def optimum(
+    city: City | str | Path, most_states: int = MAX_STATES, most_work: int = MAX_WORK, progress: bool = False
+) -> dict[str, float]:
     """Exact expected returns over the start distribution: `optimal`, `go_and_stay`, `uniform_valid`; `valid_fraction`.
 
     `go_and_stay`: the first valid move goes to the best allocation to stay in for ever; `uniform_valid`: uniform over
-    the valid actions; `valid_fraction`: their share, averaged over the start's allocations. Raises ValueError unless
-    `solvable`.
+    the valid actions; `valid_fraction`: their share, averaged over the start's allocations. progress: show it. Raises
+    ValueError unless `solvable`.
     """
     city = City.load(city)
     if city.digest not in _OPTIMA:
-        if (work := _work(city)) > MAX_WORK:
-            raise ValueError(f"{city.name} takes {work} additions a step; exact values are for at most {MAX_WORK}")
-        tables = _Tables(city, MAX_ACTIONS)
-        _OPTIMA[city.digest] = {
-            "optimal": _optimal(tables),
-            "go_and_stay": _go_and_stay(tables),
-            "uniform_valid": _uniform_valid(tables),
-            "valid_fraction": float(_valid_counts(tables)[tables.starts].mean() / city.allocations),
+        orbits = Orbits(city)
+        if orbits.count > most_states or orbits.work > most_work:
+            raise ValueError(
+                f"{city.name} has {orbits.count} states and takes {orbits.work} additions a step; exact values are for "
+                f"at most {most_states} and {most_work}"
+            )
+        _OPTIMA[city.digest] = _best(orbits, progress) | {
+            "uniform_valid": orbits.expected(orbits.uniform_backup(), "random" if progress else None),
+            "valid_fraction": float(orbits.valid()[0][orbits.starts].mean() / city.allocations),
         }
     return dict(_OPTIMA[city.digest])
+
+
+def best(city: City | str | Path, progress: bool = False) -> dict[str, float]:
+    """`optimum`'s `optimal` and `go_and_stay` alone, whatever it takes."""
+    return _best(Orbits(City.load(city)), progress)
+
+
+def _best(orbits: Orbits, progress: bool) -> dict[str, float]:
+    optimal = orbits.expected(orbits.backup, "optimum" if progress else None)
+    return {"optimal": optimal, "go_and_stay": _go_and_stay(orbits)}
 
 
 def optimal_values(city: City | str | Path) -> np.ndarray:
     """(horizon + 1, K^D, K + 1) float64: V_t(x, e) of the best policy with t steps to go, 0 where nothing is valid."""
     tables = _Tables(city)
-    values = np.zeros((tables.city.horizon + 1, len(tables.allocations), tables.city.districts + 1))
+    orbits = Orbits(tables.city)
+    state, value = orbits.number(tables.allocations), np.zeros((orbits.count, tables.city.districts + 1))
+    values = np.zeros((tables.city.horizon + 1, len(state), value.shape[1]))
     for t in range(tables.city.horizon):
-        values[t + 1] = _backup(tables, values[t])
+        value = orbits.backup(value)
+        values[t + 1] = value[state]
     return values
 
 
@@ -176,41 +169,14 @@ def _sparse_policy(tables: _Tables, actions: np.ndarray, weights: np.ndarray) ->
 _OPTIMA: dict[str, dict[str, float]] = {}  # by the city's digest
 
 
-def _backup(tables: _Tables, value: np.ndarray) -> np.ndarray:
-    """V_t → V_{t+1}, both (X, E), 0 where nothing is valid: V_{t+1}(x, e) = max_y [W_t(y, e) − Σ_d c(x_d, y_d)]."""
-    best = tables.maximum(tables.after_move(value))
-    return np.where(np.isfinite(best), best, 0.0)
-
-
-def _optimal(tables: _Tables) -> float:
-    value = np.zeros((len(tables.allocations), tables.city.districts + 1))
-    for _ in range(tables.city.horizon):
-        value = _backup(tables, value)
-    return float(value[tables.starts, -1].mean())
-
-
-def _go_and_stay(tables: _Tables) -> float:
+def _go_and_stay(orbits: Orbits) -> float:
     """max_y [−c(x, y) + Σ_t Σ_e P(e_t = e) r(y, e)], averaged over the starts x."""
-    transition = tables.city.transition
-    expected, now = np.zeros(tables.city.districts), transition[-1]
-    for _ in range(tables.city.horizon):
+    city, transition = orbits.city, orbits.city.transition
+    expected, now = np.zeros(city.districts), transition[-1]
+    for _ in range(city.horizon):
         expected, now = expected + now, now @ transition[:-1]
-    return float(tables.maximum((tables.reward @ expected)[:, None])[tables.starts].mean())
-
-
-def _valid_counts(tables: _Tables) -> np.ndarray:
-    """(X,) how many actions are valid in each allocation."""
-    return tables.total(np.ones((len(tables.allocations), 1)))[:, 0]
-
-
-def _uniform_valid(tables: _Tables) -> float:
-    """V(x, e) = mean over valid y of W(y, e) − Σ_d c(x_d, y_d); where nothing is valid, never reached, 0."""
-    ones = np.ones((len(tables.allocations), 1))
-    travel = sum(tables.total(ones, priced=d) for d in range(tables.city.resources))
-    counts, value = np.maximum(tables.total(ones), 1), np.zeros((len(ones), tables.city.districts + 1))
-    for _ in range(tables.city.horizon):
-        value = (tables.total(tables.after_move(value)) - travel) / counts
-    return float(value[tables.starts, -1].mean())
+    worth = np.where(orbits.served, city.covered, city.uncovered) @ expected
+    return float(orbits.maximum(worth[:, None])[orbits.starts].mean())
 
 
 # ------------------------------------------------------------------ hidden incidents (flowrl.envs.partial), no memory
