@@ -45,8 +45,9 @@ COMPUTED = {
     "01_flow_policy": ("flows policies truth/gradients", "fig2.pdf fig2.png"),
     "02_log_prob_estimators": ("estimators policies truth/gradients", "figB_estimators.pdf figB_estimators.png"),
     "03_rejection_gradient": (
-        "policies rejection study/diagrams truth/exact truth/gradients",
-        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png",
+        "gumbel policies rejection study/diagrams truth/exact truth/gradients truth/gumbel",
+        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png"
+        " figB_pathwise.pdf figB_pathwise.png",
     ),
     "04_environments": (
         "study/diagrams truth/exact truth/orbits truth/search envs/city envs/classic envs/draw envs/era envs/partial"
@@ -55,7 +56,7 @@ COMPUTED = {
         " figB_columbus_map.pdf figB_columbus_map.png",
     ),
     "06_constrained": ("", "front.pdf front.png"),
-    "07_partial": ("envs/partial truth/exact", "figB_toy_policies.pdf figB_toy_policies.png"),
+    "07_partial": ("envs/line envs/partial truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
         "envs/city truth/search",
         "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png"

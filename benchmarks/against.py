@@ -4,7 +4,7 @@ OLD is a folder with another version of the package (`git worktree add ../old CO
 its own from the same seed, one thread, both on one core, in turn, a short round at a time while the other is stopped;
 rounds are in CPU seconds, which other processes on the machine change little, and the ratio of each round to the
 other tree's of the same round is what is reported: median and quartiles. `--skip` updates come first, untimed: the cost
-of an update changes while the policy narrows.
+of an update changes while the policy narrows. `--old-method` names the other tree's method where it is another one.
 """
 
 import argparse
@@ -14,19 +14,22 @@ import subprocess
 import sys
 import time
 
-from flowrl.runs import ROOT
+from flowrl.study.records import ROOT
 
 
 def serve(method: str, env: str, skip: int) -> None:
     """Train; for every line of standard input, so many CPU seconds, print the environment steps a CPU second."""
-    from flowrl.config import make_config
-
-    from flowrl import envs, runs
+    from flowrl import envs
     from flowrl.a2c import seeded
 
+    try:
+        from flowrl.study import config, runs
+    except ModuleNotFoundError:  # a tree of before the study had a folder of its own
+        from flowrl import config, runs
+
     runs.one_thread()
-    config = make_config(env, method)
-    trainer = runs.make_trainer(config, envs.make_batched(env, config.n_envs, "cpu", seeded(0, "env")))
+    settings = config.make_config(env, method)
+    trainer = runs.make_trainer(settings, envs.make_batched(env, settings.n_envs, "cpu", seeded(0, "env")))
     for _ in range(skip):
         trainer.step()
     for line in sys.stdin:
@@ -40,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.against", description=__doc__.splitlines()[0])
     parser.add_argument("old")
     parser.add_argument("--method", default="iar-a2c-paper")
+    parser.add_argument("--old-method", metavar="METHOD", help="the other tree's (default: the same)")
     parser.add_argument("--env", default="ERA-v4")
     parser.add_argument("--skip", type=int, default=20, help="updates before the first round (default 20)")
     parser.add_argument("--rounds", type=int, default=15)
@@ -47,11 +51,11 @@ def main() -> None:
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    command = [sys.executable, __file__, "--serve", args.method, args.env, str(args.skip)]
     trees = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        subprocess.Popen([sys.executable, __file__, "--serve", method, args.env, str(args.skip)],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                          env=os.environ | {"PYTHONPATH": tree, "OMP_NUM_THREADS": "1"})
-        for tree in (args.old, str(ROOT))
+        for tree, method in ((args.old, args.old_method or args.method), (str(ROOT), args.method))
     ]  # fmt: skip
     rates = []
     for _ in range(args.rounds):

@@ -26,7 +26,7 @@ from .__main__ import matmul_gflops
 from .cost import OUT
 
 CITIES = ("ERA-v1-tight", "ERA-v2-tight", "ERA-v3-tight")
-CHAINS = 10_000
+CHAINS = 4_000
 CALLS = (10, 20, 40, 80, 160, 320)  # of a chain, about
 
 

@@ -1,9 +1,9 @@
 """flowrl: flow policies for large categorical actions under an oracle's constraints (IAR-A2C, NeurIPS 2023).
 
 The paper, in reading order: `flows`, `policies`, `estimators`, `rejection`, `a2c`, with `encoders` and `optimisers`.
-Beside it: `wolpertinger`, a rival; `gumbel`, a flow whose argmax has exact conditionals; `fit`, one's own problem in
-one call, and `fitted`, what it gives back. `envs`: environments and oracles; `truth`: exact optima and gradients;
-`study`: from experiments to figures.
+Beside it: `wolpertinger`, a rival; `gumbel`, a flow whose argmax has exact conditionals; `chains`, where valid actions
+are rare; `fit`, one's own problem in one call, and `fitted`, what it gives back. `envs`: environments and oracles;
+`truth`: exact optima and gradients; `study`: from experiments to figures.
 """
 
 from . import envs

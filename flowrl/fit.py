@@ -55,7 +55,8 @@ def fit(
     oracle: `per_action` of a function that judges one action; oracle(observation (B, …), actions (B, S, D)) → bool
     (B, S); the name of a mask, list or method of the environment, its observation or its info; None: the city's or
     batched environment's own, the usual ones of a gymnasium environment (`envs.validity`), else every action.
-    known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`).
+    known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`); with
+    the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`).
     total_steps: the length that schedules are told, where `train` will go on; default steps. eval_env: where to
     evaluate every `eval_every` steps, `eval_episodes` each; the best weights are kept (`use_best`). callback(trainer):
     after every update; False stops. log: "tensorboard" writes into runs/.

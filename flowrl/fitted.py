@@ -39,6 +39,13 @@ class Fitted(Trainer):
 
     make: n, generator → a batch of n of its environments, for `evaluate`. best: the weights that evaluated best, where
     `fit` was given an eval_env: their `return` and `env_steps`, and `use_best` to take them.
+
+    >>> import flowrl
+    >>> trained = flowrl.fit("CartPole-v1", steps=64, n_envs=4, progress=False)
+    >>> trained.act([0.0, 0.0, 0.0, 0.0]) in (0, 1), len(trained.act_many([[0.0] * 4] * 3, greedy=True))
+    (True, 3)
+    >>> trained.train(64, progress=False).env_steps
+    128
     """
 
     def __init__(self, config: TrainConfig, env: Batched, oracle: Oracle | None = None, make: Callable | None = None):
@@ -221,8 +228,19 @@ class Fitted(Trainer):
         action = greediest(self.policy, decided).where(decided.sampled[:, None], decided.action)
         return decided._replace(action=action), counts
 
-    def evaluate(self, env=None, n_episodes: int = 10, generator=None, greedy: bool = False, most_steps=MOST_STEPS):
-        """Undiscounted returns (n_episodes,) in new environments, or a batch of n_episodes, and counts of `decide`."""
+    def evaluate(
+        self,
+        env: Batched | None = None,
+        n_episodes: int = 10,
+        generator: torch.Generator | None = None,
+        greedy: bool = False,
+        most_steps: float = MOST_STEPS,
+    ) -> tuple[Tensor, dict]:
+        """Undiscounted returns (n_episodes,) float64 in new environments, and the counts of `Trainer.evaluate`.
+
+        env: instead of new ones a batch of n_episodes environments, apart from training; needed where `fit` was given
+        a batch, else ValueError. An episode counts up to `most_steps` of it. generator: of what the policy draws.
+        """
         if generator is None:
             generator = seeded(self.config.seed, f"policy/evaluation {self.env_steps}", self.device)
         if env is None:
@@ -234,7 +252,7 @@ class Fitted(Trainer):
             return super().evaluate(env, n_episodes, generator, most_steps)
 
     def use_best(self) -> "Fitted":
-        """Take the weights that evaluated best. Returns itself."""
+        """Take the weights that evaluated best. Returns itself. ValueError where nothing was evaluated."""
         if self.best is None:
             raise ValueError("nothing was evaluated; give fit an eval_env")
         self.policy.load_state_dict(self.best["policy"])

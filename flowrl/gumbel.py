@@ -203,6 +203,7 @@ class GumbelFlowPolicy(nn.Module):
         self.flow = GumbelFlow(self.shape, block, features, config.policy_hidden)
 
     def features(self, observation: Tensor, mask: Tensor | None = None) -> GumbelFeatures:
+        """Observation (B, …) → what the flow takes from each state."""
         hidden = self.encoder(observation)
         mean = self.mean(hidden).unflatten(-1, self.shape)
         if self.existing is not None:

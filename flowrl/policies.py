@@ -236,6 +236,7 @@ class FlowPolicy(nn.Module):
             self.alpha = Alpha(config.alpha)
 
     def features(self, observation: Tensor, mask: Tensor | None = None) -> FlowFeatures:
+        """Observation (B, …) → what the flow takes from each state."""
         hidden = self.encoder(observation)
         log_scale = None if self.log_scale is None else self.log_scale(hidden).clamp(*LOG_SCALE).unsqueeze(1)
         return FlowFeatures(hidden, self.mean(hidden).unsqueeze(1), log_scale, self.flow.condition(hidden))
@@ -414,6 +415,7 @@ class AutoregressivePolicy(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def features(self, observation: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Observation (B, …) → (B, C), which start the LSTM."""
         return self.encoder(observation)
 
     def _walk(self, features: Tensor, n: int, action: Tensor | None, generator) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,11 +1,11 @@
-"""What the benchmarks time is what it says: the oracle in plain Python, the cities of the scaling figure."""
+"""What the benchmarks time is what it says: the oracle in plain Python, what was recorded."""
 
 import pandas as pd
 import torch
 
 from benchmarks import cost
 from flowrl.a2c import seeded
-from flowrl.envs.city import City
+from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
 from flowrl.study.records import ROOT
@@ -26,24 +26,26 @@ def test_one_at_a_time_judges_as_the_batched_oracle():
     assert not torch.equal(expected, env.valid(observation.roll(1, 0), actions))  # the state counts
 
 
-def test_a_chain_is_as_large_as_its_row_says():
-    sizes = [districts**resources for resources, districts in cost.SIZES]
-    assert sizes[0] == 10**2 and 10**12 <= sizes[-1] < 1.1 * 10**12
-    for resources, districts in cost.SIZES[:4]:
-        city = cost.chain(resources, districts)
-        assert (city.resources, city.districts, city.allocations) == (resources, districts, districts**resources)
-        assert city.max_hops == 2
-        assert [tuple(pair) for pair in city.proximity] == [(r, r + 1, 2) for r in range(resources - 1)]
-
-
 def test_share_is_that_of_every_action():
-    """Over all start allocations of a chain of two: those that keep the pair near; each action put to the oracle."""
-    city = cost.chain(2, 10)
+    """Over all start allocations of a city of two resources: each action put to the oracle."""
+    city = generate(10, 2, seed=0, max_hops=2, proximity=[(0, 1, 2)])
     starts = torch.from_numpy(city.starts)
     env = BatchedERA(city, len(starts))
     observation = env.observe(starts, torch.zeros(len(starts), dtype=torch.int64))
     valid = env.valid(observation, all_actions((10, 10), "cpu").expand(len(starts), -1, -1))
     assert abs(float(valid.double().mean()) - cost.share(city)) < 1e-12
+
+
+def test_recorded_cost_and_spread_against_the_number_of_actions():
+    """Equal D K: 10¹² actions cost at most twice what 1,600 do. And the spread of the score, 10² to 10³⁰."""
+    rows = pd.read_csv(ROOT / "data/benchmarks/scaling.csv").query("method == 'iar-a2c-gumbel'")
+    seconds = rows.set_index(["resources", "levels"])["seconds_per_step"]
+    (few, many), work = cost.EQUAL, {size[0] * size[1] for size in cost.EQUAL}
+    assert len(work) == 1 and few[1] ** few[0] < 2000 and many[1] ** many[0] > 10**12
+    assert seconds[many] <= 2 * seconds[few]
+    spread = pd.read_csv(ROOT / "data/benchmarks/spread.csv")
+    assert spread["actions"].iloc[[0, -1]].tolist() == [1e2, 1e30]
+    assert (spread["pathwise_1"] < 2 * spread["pathwise_64"]).all()
 
 
 def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():

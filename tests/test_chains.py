@@ -5,6 +5,8 @@ policy gradient through them against its exact expectation; never an invalid act
 import math
 from types import SimpleNamespace
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
@@ -13,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 
+import flowrl
 from flowrl import chains
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
@@ -369,6 +372,37 @@ def test_where_nothing_is_known_all_is_as_without_chains():
     none = Table(torch.zeros(3, 729, dtype=torch.bool), policy.sizes)
     with pytest.raises(NoValidActionError):
         decide(policy, none, rows(3), settings(enumerate_limit=0), generator(), lambda o: wrong[:3], wrong[:3])
+
+
+class FewFit(gymnasium.Env):
+    """Valid are 37 actions of 10⁴: those with at most one digit that isn't 0."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,))
+    action_space = gymnasium.spaces.MultiDiscrete([10] * 4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), float(action.sum()), False, bool(self.np_random.random() < 0.1), {}
+
+
+def few_fit(observation, actions):
+    return (actions != 0).sum(-1) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:no draw was valid")  # where none is known
+@pytest.mark.parametrize("known", [[0, 0, 0, 0], lambda observation: np.zeros(4, int), None])
+def test_fit_learns_from_an_action_known_to_be_valid(known):
+    """`known_valid`, an action or a function, starts chains; without any a first one is listed, later ones executed."""
+    few = {} if known is None else {"known_valid": known}
+    limit = 0 if known is not None else 10_000
+    trainer = flowrl.fit(FewFit, few_fit, "iar-a2c-gumbel", 128, progress=False, n_envs=16, hidden=8, max_draws=16,
+                         chains=4, sweeps=1, enumerate_limit=limit, **few)  # fmt: skip
+    counts = trainer.counts
+    assert trainer.env.violations == 0 and counts["fallbacks"] == 0 and counts["chains"] > 80
+    assert (counts["enumerations"] > 0) == (known is None) and counts["enumerations"] < 20
 
 
 @pytest.mark.parametrize(

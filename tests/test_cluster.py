@@ -121,8 +121,7 @@ def project(folder: Path) -> Path:
     for name in ("profiles", "flowrl", "notebooks", "data/cities", "data/benchmarks", "data/comparisons"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "authors").mkdir()
-    for name in ("v3", "v4"):  # in the place of the paper authors' cities
-        generate(5, 2).to_json(folder / f"authors/authors-{name}.json")
+    generate(5, 2).to_json(folder / "authors/authors-v4.json")  # in the place of the paper authors' city
     return folder
 
 

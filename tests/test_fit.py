@@ -124,6 +124,7 @@ def test_an_oracle_beside_the_citys_own():
         (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),
         (GymBatched(Assignment, 2), {}, r"n_envs \(2\) and device \(cpu\) of its own"),
         (GymBatched(Assignment, 4), {"device": "cpu"}, "of its own"),
+        ("ERA-v1", {"oracle": "playable"}, "the oracle is 'playable'; only gymnasium environments are searched"),
     ],
 )
 def test_errors_are_one_line(env, arguments, said):

@@ -5,7 +5,6 @@ must hold for any sizes and blocks by hypothesis (derandomised: the same example
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from ground_truth import CHI_SQUARE_P, chi_square_p, randomise, z_scores
@@ -19,6 +18,7 @@ from flowrl.gumbel import GumbelFlow, GumbelFlowPolicy, gumbel, truncated_gumbel
 from flowrl.policies import FactoredPolicy, Sample, to_flat
 from flowrl.study.config import make_config
 from flowrl.truth.gradients import gradient
+from flowrl.truth.gumbel import gumbel_log_probs
 
 STATE = torch.tensor([[0.4, -1.1]], dtype=torch.float64)
 WIDTH = 4
@@ -131,32 +131,8 @@ def test_truncated_gumbels_are_gumbels_given_their_argmax():
 # --------------------------------------------------------------------- π and its gradient, by quadrature of the density
 
 
-def gaps(K, nodes=100, reach=30.0):
-    """Latents v of every argmax a with max v = v_a = 0, (K X, K), and log weights (K X,): Gauss-Legendre, X of each."""
-    node, weight = map(torch.tensor, np.polynomial.legendre.leggauss(nodes))
-    below = torch.cartesian_prod(*[-reach / 2 * (node + 1)] * (K - 1)).view(-1, K - 1)
-    log_weight = torch.cartesian_prod(*[(reach / 2 * weight).log()] * (K - 1)).view(-1, K - 1).sum(-1)
-    top = torch.zeros_like(below[:, :1])
-    return torch.cat([torch.cat((below[:, :a], top, below[:, a:]), 1) for a in range(K)]), log_weight.repeat(K)
-
-
 def log_probs(policy):
-    """log π of every action in mixed-radix order, block 1, over the latents of all dimensions but the last.
-
-    t reads softmax(v), so the height of max v is integrated: v_j − max v have density (K − 1)! Π_k softmax(l − v)_k.
-    """
-    (mean, shifts), flow, (*sizes, last) = policy.features(STATE), policy.flow, policy.sizes
-    log_p, hidden, shape = torch.zeros(1), torch.zeros(1, 1), []
-    for d, K in enumerate(sizes):
-        v, log_weight = gaps(K)
-        logits = flow._logits(d, mean, shifts, hidden[None]).expand(-1, len(log_p), -1, -1)[0]
-        density = math.lgamma(K) + torch.log_softmax(logits - v, -1).sum(-1) + log_weight
-        log_p = (log_p[:, None] + density).flatten()
-        hidden = (hidden[:, None] + flow._read(d, 0.0, v[None, :, None])).flatten(0, 1)
-        shape += [K, len(v) // K]
-    logits = flow._logits(len(sizes), mean, shifts, hidden[None])[0, :, 0]
-    log_p = (log_p[:, None] + torch.log_softmax(logits, -1)[:, :last]).view(*shape, last)
-    return torch.logsumexp(log_p, tuple(range(1, len(shape), 2))).flatten()
+    return gumbel_log_probs(policy, policy.features(STATE))
 
 
 QUADRATURE = [(3, 2), (2, 2, 2)]  # sizes

@@ -257,8 +257,7 @@ def project(tmp_path):
     for name in ("profiles", "flowrl", "notebooks", "data/cities"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "authors").mkdir()
-    for name in ("v3", "v4"):  # in the place of the paper authors' cities
-        generate(5, 2).to_json(tmp_path / f"authors/authors-{name}.json")
+    generate(5, 2).to_json(tmp_path / "authors/authors-v4.json")  # in the place of the paper authors' city
     return tmp_path
 
 

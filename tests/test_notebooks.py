@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import itertools
+import re
 
 import nbformat
 import papermill
@@ -58,6 +59,28 @@ def test_form(path):
             for node in ast.walk(ast.parse(cell.source)):
                 if isinstance(node, ast.FunctionDef):
                     assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in flowrl"
+
+
+SOLVED = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "13")]
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda path: path.stem)
+def test_exercises_and_their_solutions(path):
+    """Three to five exercises, as many solutions in a folded cell, which hold and need only what is imported."""
+    cells = nbformat.read(path, 4).cells
+    [text] = [cell.source for cell in cells if "\n## Exercises\n" in cell.source]
+    [solution] = [cell for cell in cells if cell.id == "solutions"]
+    numbers = re.findall(r"^(\d)\. ", text.split("## Exercises")[1], re.MULTILINE)
+    assert 3 <= len(numbers) <= 5
+    assert numbers == re.findall(r"^# (\d)\. ", solution.source, re.MULTILINE)
+    assert "## Summary" in text
+    assert cells[-1].source.startswith("## References")
+    assert solution.metadata.jupyter.source_hidden
+    names = {}
+    for cell in cells:
+        if cell.id in ("parameters", "imports") or "algorithm" in cell.metadata.get("tags", []):
+            exec(cell.source, names)
+    exec(solution.source, names)
 
 
 def test_runs_on_the_committed_records(path, tmp_path):

@@ -72,5 +72,6 @@ def snapshot(states: list[State]) -> Tensor | list[tuple] | None:
 
 
 def restored(snapshot: Tensor | list[tuple]) -> list[State]:
+    """What `snapshot` kept; unpickles bytes, which runs code."""
     plain = pickle.loads(snapshot.cpu().numpy().tobytes()) if isinstance(snapshot, Tensor) else copy.deepcopy(snapshot)
     return [State(frozen(observation), info, env) for observation, info, env in plain]

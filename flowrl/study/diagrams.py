@@ -52,7 +52,7 @@ def idea() -> Figure:
         "1  draw $S$ actions\nfrom the flow", "2  ask the oracle\nabout each",
         "3  execute one valid draw,\nlearn from all of them",
     )  # fmt: skip
-    with plt.rc_context(STYLE | {"font.size": 9}):
+    with plt.rc_context({**STYLE, "font.size": 9}):
         fig, axes = plt.subplots(1, 3, figsize=(6.9, 2.8), layout="constrained")
         for step, (ax, title) in enumerate(zip(axes, titles, strict=True), 1):
             ax.set(title=title, xticks=range(6), yticks=range(6), xlim=(-0.6, 5.8), ylim=(-0.6, 5.8), aspect="equal")

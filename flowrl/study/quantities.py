@@ -65,6 +65,10 @@ def _fact(name: str) -> Callable[[dict, pd.DataFrame], float | None]:
     return lambda facts, curve: facts[name]
 
 
+def _chained(facts: dict, curve: pd.DataFrame) -> float:
+    return float(curve["chains"].iloc[-1]) / facts["env_steps"]
+
+
 def _norm(of: str, which: str) -> Quantity:
     words = {"min": "least", "max": "greatest"}[which]
     return Quantity(f"{of}'s gradient norm, {words} in training", _trained(f"grad_norm_{of}", which), significant)
@@ -92,6 +96,11 @@ QUANTITIES = {
     "actor_norm_most": _norm("actor", "max"),
     "critic_norm_least": _norm("critic", "min"),
     "critic_norm_most": _norm("critic", "max"),
+    "calls_median": Quantity("oracle calls a decision at the end, median", _fact("final_calls_median"), plain(0)),
+    "calls_99": Quantity("oracle calls a decision at the end, 99th percentile", _fact("final_calls_99"), plain(0)),
+    "chained_in_training": Quantity("share of training's steps in which chains stood in", _chained, percent),
+    "fallback_in_training": Quantity("share of training's steps by the fallback", _fact("train_enumerated_share"),
+                                     percent),
     "oracle_calls": Quantity("oracle calls a step",
                              lambda facts, curve: _last("oracle_calls")(facts, curve) / facts["env_steps"],
                              significant),

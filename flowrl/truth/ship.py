@@ -96,8 +96,9 @@ def _by_fraction(seed: int) -> dict[int, City] | None:
 
 def by_rarity() -> dict[int, City]:
     """One city of 32 districts, 8 resources in a chain, 10^12 actions, of which 10^−k are valid, by k."""
-    for seed in count():
-        cities = {}
+    seed = -1
+    while True:
+        seed, cities = seed + 1, {}
         for k, (max_hops, distance) in RARE.items():
             chain = [(r, r + 1, distance) for r in range(7)]
             cities[k] = city = generate(32, 8, seed, max_hops, chain, f"ERA-R{k}")
