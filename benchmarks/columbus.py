@@ -1,4 +1,4 @@
-"""Where the vehicles of ERA-Columbus are: python -m benchmarks.columbus RECORD [--episodes 500].
+"""Where the vehicles of ERA-Columbus are: python -m benchmarks.columbus RECORD [--episodes 100].
 
 RECORD is a run on ERA-Columbus with its weights (.pt) beside it. Writes the share of steps in which each neighbourhood
 is covered by the learnt policy, by go-and-stay, by walk-and-stay, by dispatching the nearest vehicle and by random
@@ -56,7 +56,7 @@ def along(path: np.ndarray):
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.columbus", description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path)
-    parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "comparisons")
     args = parser.parse_args()
     one_thread()

@@ -30,7 +30,8 @@ def layout(hops: np.ndarray, tries: int = 20) -> np.ndarray:
 
 def places(city: City) -> np.ndarray:
     """(K, 2): where a city's districts are drawn, on its map where it has one, else by `layout`."""
-    return np.array(city.map["places"]) if "places" in (city.map or {}) else layout(city.hops)
+    drawn = city.map or {}
+    return np.array(drawn["places"]) if "places" in drawn else layout(city.hops)
 
 
 def draw_city(city: City, allocation: Sequence[int], emergency: int | None, caption: str = "") -> np.ndarray:

@@ -308,7 +308,7 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
 def neighbourhoods(ax: Axes, city: City, values: np.ndarray, most: float, colours: str = "Blues") -> ScalarMappable:
     """A city that has outlines, each district shaded by its value (K,), 0 to `most`; what a colour bar needs."""
     shade = ScalarMappable(Normalize(0, most), colours)
-    outlines = [np.array(outline) for outline in city.map["outlines"]]
+    outlines = [np.array(outline) for outline in (city.map or {})["outlines"]]
     ax.add_collection(PolyCollection(outlines, facecolors=shade.to_rgba(values), edgecolors=INK, linewidths=0.5))
     ax.autoscale_view()
     ax.set_aspect("equal")

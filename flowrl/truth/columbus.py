@@ -38,8 +38,9 @@ def columbus(folder: Path) -> City:
     nodes = {name: {"demand": crimes[name], "place": [round(float(x), 3) for x in places[name]]} for name in facts}
     roads = [(i, j, math.dist(places[i], places[j])) for i, j in _contiguous(folder / "columbus.gal")]
     city = to_city(Map(roads, nodes=nodes), NAME, 4, MAX_HOPS, CREWS, ROAD_COST)
-    drawn = {"source": SOURCE, "outlines": [outlines[name].round(3).tolist() for name in city.map["labels"]]}
-    return City.from_dict(city.to_dict() | {"map": city.map | drawn}, NAME)
+    known = city.map or {}
+    drawn = {"source": SOURCE, "outlines": [outlines[name].round(3).tolist() for name in known["labels"]]}
+    return City.from_dict(city.to_dict() | {"map": known | drawn}, NAME)
 
 
 def _contiguous(path: Path) -> list[tuple[str, str]]:
@@ -58,7 +59,7 @@ def _centroid(outline: np.ndarray) -> np.ndarray:
 def example() -> Path:
     """The folder of libpysal's example. ValueError where it is not installed."""
     found = importlib.util.find_spec("libpysal")
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise ValueError("libpysal is not installed: pip install --no-deps libpysal")
     return Path(found.submodule_search_locations[0]) / "examples" / "columbus"
 

@@ -139,7 +139,7 @@ class Orbits:
         new = np.full((comb(K + moved - 1, moved), len(insert), old.shape[2]), empty)
         for a in range(K):
             first, many = comb(a + moved - 1, moved), comb(a + moved - 1, moved - 1)  # those whose last district is a
-            for b in self.near[a]:
+            for b in map(int, self.near[a]):
                 step(new[first : first + many], old[:many, insert[:, b]], a, b)
         return new
 
@@ -162,6 +162,7 @@ class Orbits:
         tells the bounds so far.
         """
         horizon, value = self.city.horizon, np.zeros((self.count, self.city.districts + 1))
+        now, low, high, left = 0.0, 0.0, 0.0, horizon
         bar = tqdm(range(1, horizon + 1), progress, disable=progress is None, unit=" steps", leave=False, delay=2)
         for t in bar:
             after = backup(value)
@@ -186,7 +187,7 @@ def _alike(city: City) -> list[list[int]]:
         within: dict[frozenset, int] = {}  # the tightest limit counts
         for i, j, limit in city.proximity:
             key = frozenset((swap.get(i, i), swap.get(j, j)))
-            within[key] = min(limit, within.get(key, limit))
+            within[key] = min(limit, within[key]) if key in within else limit
         return set(within.items())
 
     groups: list[list[int]] = []
