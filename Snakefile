@@ -211,6 +211,8 @@ for notebook in NOTEBOOKS:
             f"Running notebooks/{notebook}.ipynb"
         log:
             f"{BUILD}/logs/{notebook}.log",
+        resources:
+            runtime=30,
         shell:  # a kernel that falls silent is an error: without time limits papermill waits for ever
             "{PYTHON} -m papermill {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
             " --execution-timeout 400 --start-timeout 200"
