@@ -11,9 +11,10 @@ A draw is a function of noise ε, v = F(ε; s), a = argmax v, so π'(·|s) is th
 
 Redrawing mixes faster per oracle call wherever we measured it (`python -m benchmarks.chains`), so a sweep redraws each
 dimension once, in random order, then a few of them together, so that every valid action is within reach. A chain that
-starts from a valid draw is exact from the first sweep on; one that starts from an action known to be valid, planted in
-a latent, is biased towards that action, the less the more sweeps. Kin: a Gumbel's noise given its argmax (Maddison,
-Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
+starts from a valid draw is exact from the first sweep on, by itself: chains that share a start are dependent until they
+have mixed, which biases leave-one-out over them (notebook 12). One that starts from an action known to be valid,
+planted in a latent, is biased towards that action, the less the more sweeps. Kin: a Gumbel's noise given its argmax
+(Maddison, Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
 """
 
 import math

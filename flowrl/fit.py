@@ -206,7 +206,8 @@ def _is_batched(env: Any) -> TypeGuard[Batched]:
 def _is_named(env: Any) -> TypeGuard[str | Path]:
     """Whether it is one of flowrl's own cities and games."""
     city = str(env).removeprefix("flowrl/")
-    return isinstance(env, str | Path) and (city.endswith(".json") or city in set(envs.names()) - set(envs.CLASSIC))
+    ours = set(envs.names()) - set(envs.CLASSIC)
+    return isinstance(env, str | Path) and (city.endswith(".json") or city in ours or envs.is_line(city))
 
 
 def _name(env) -> str:

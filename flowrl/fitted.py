@@ -31,7 +31,7 @@ CURVE_ROWS = 200  # most rows of a learning curve
 LEAST_ROWS = 10  # rows of it while no episode ends
 GREEDY_DRAWS = 64  # draws, at least, of which a greedy action is the most frequent, or most probable
 MOST_STEPS = 100_000  # of an episode in an evaluation
-FORMAT = 1  # of saved files
+FORMAT = 2  # of saved files
 
 
 class Fitted(Trainer):

@@ -288,8 +288,9 @@ class FlowPolicy(nn.Module):
         if self.estimator in HAS_LOG_PROB:
             return self.log_prob(features, sample, generator)
         assert sample.latent is not None  # a draw of this policy
-        if self.posterior is None:
+        if self.estimator != "cis":
             return self.latent_log_prob(features, sample.latent)
+        assert self.posterior is not None  # the estimator NEEDS_POSTERIOR
         return self._cis_surrogate(self.posterior, features, sample.action, sample.latent.unsqueeze(2), generator)
 
     def _cis_surrogate(self, q: Posterior, features: FlowFeatures, action: Tensor, latent: Tensor, generator) -> Tensor:

@@ -189,8 +189,8 @@ def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, e
     start = sample.at((rows[:, None], which))
     first, known, asked = start.action, drawn, torch.zeros_like(rows)
     before = None if executed is None else executed[rows]
-    for suggested in (_suggested(policy.sizes, states, of_rows(fallback, rows)), before):
-        if suggested is not None and not known.all():
+    for suggest in (lambda: _suggested(policy.sizes, states, of_rows(fallback, rows)), lambda: before):
+        if not known.all() and (suggested := suggest()) is not None:
             inside = (suggested >= 0).all(-1)  # not NOTHING
             accepted = inside & ask(of_rows(oracle, rows), states, suggested.clamp_min(0)[:, None])[:, 0]
             first = torch.where((accepted & ~known)[:, None, None], suggested[:, None], first)

@@ -343,7 +343,7 @@ class Tabular(nn.Module):
 @pytest.mark.parametrize("correction", ["none", "mean", "paper"])
 def test_gradient_batches_of_a_tabular_policy(correction):
     """Through `decide`, against the enumeration (z < 4.5); S = 16, so that redraws hardly ever come in."""
-    config = SimpleNamespace(n_draws=16, max_draws=64, enumerate_limit=0, correction=correction)
+    config = SimpleNamespace(n_draws=16, max_draws=64, enumerate_limit=0, chains=0, correction=correction)
     batches = gradient_batches(
         Tabular(),
         lambda observation, action: VALID[action[..., 0]],

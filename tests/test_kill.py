@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+from flowrl.a2c import Trainer
 from flowrl.envs.city import generate
 from flowrl.study import records, runs
 from flowrl.study.config import make_config
@@ -36,6 +37,8 @@ PAIRS = [
     ("mask", "ERA-v1", {}),
     ("ar-iar", "ERA-v1", {}),
     ("factored-iar", "ERA-v1", {}),
+    ("iar-a2c-gumbel", "ERA-v3-tight", {"chains": 4}),
+    ("factored-iar", "Line-4x8", {}),
     ("wol-ddpg", "ERA-v1", WOL),
     ("a2c", "CartPole-v1", {}),
     ("factored", "ERA-Partial", {}),
@@ -44,7 +47,7 @@ PAIRS = [
     ("iar-a2c", "Acrobot-v1", {"steps": 640}),
     ("mask", "Pistonball-v1-cstr", {"steps": 160, "eval_every": 80, "eval_episodes": 1, "final_episodes": 1}),
 ]
-KILLS = 4  # of each pair at least: 56 in all
+KILLS = 4  # of each pair at least: 64 in all
 
 
 @pytest.fixture(autouse=True)
@@ -230,15 +233,24 @@ def test_a_full_disk_costs_no_record_and_no_steps(tmp_path, capfd):
 def test_sigterm_saves_and_ends_at_once(tmp_path):
     """A scheduler's end of walltime: the checkpoint is of the last update, the next job goes on."""
     config = small("iar-a2c", "ERA-v1", {"steps": 6400})
-    seconds = train(config, tmp_path / "whole")
-    pid = forked(config, tmp_path / "stopped", lambda: setattr(runs, "CHECKPOINT_SECONDS", 1e9))
-    time.sleep(seconds / 2)
-    os.kill(pid, signal.SIGTERM)
-    assert status_of(pid) == 3
+    train(config, tmp_path / "whole")
+
+    def terminated_half_way():
+        runs.CHECKPOINT_SECONDS = 1e9
+        step = Trainer.step
+
+        def patched(self):
+            step(self)
+            if self.env_steps == 3200:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Trainer.step = patched
+
+    assert status_of(forked(config, tmp_path / "stopped", terminated_half_way)) == 3
     assert "Interrupted" in (tmp_path / "stopped" / "error").read_text()
     path = records.record_path(tmp_path / "stopped", "ERA-v1", "iar-a2c", 0)
     state = runs.load_checkpoint(records.with_suffix(path, ".pt"), torch.device("cpu"))
-    assert 0 < state["trainer"]["env_steps"] < 6400 and not state["finished"]
+    assert state["trainer"]["env_steps"] == 3200 and not state["finished"]
     train(config, tmp_path / "stopped")
     (tmp_path / "stopped" / "error").unlink()
     assert_same_record(config, tmp_path / "stopped", tmp_path / "whole")
@@ -283,8 +295,9 @@ def test_killed_pipeline(project):
     [refused] = [one for one in both if one.poll() is not None]  # two in one folder: one says so, and spoils nothing
     assert refused.returncode != 0 and "another snakemake is at work in this folder" in refused.stdout.read()
     [first] = [one for one in both if one is not refused]
+    until = time.monotonic() + 300
     while not list(project.glob("data/runs/smoke/ERA-v1/*/seed0.pt")):  # until one trains
-        assert first.poll() is None, first.stdout.read()
+        assert first.poll() is None and time.monotonic() < until, first.stdout.read()
         time.sleep(0.05)
     first.kill()
     first.wait()

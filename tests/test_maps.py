@@ -201,7 +201,13 @@ def test_the_command_writes_a_city_and_says_what_it_is(tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_whatever_is_in_a_file_there_is_never_a_traceback(tmp_path, data):
     """Valid files with pieces cut out, bytes put in, words exchanged: a city, or one line and exit status 2."""

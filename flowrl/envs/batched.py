@@ -39,7 +39,7 @@ class Batched(Protocol):
         ...
 
     def step(self, actions: Tensor) -> Step:
-        """actions (B, D) int64. ValueError, and nothing is executed, if any of them is invalid."""
+        """actions (B, D) int64. An invalid one is never executed: ValueError, or it does nothing and is counted."""
         ...
 
     @property

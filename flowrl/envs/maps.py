@@ -253,9 +253,10 @@ def _csv(text: str, cost: str | None) -> Map:
 
 def _table(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header in small letters, [] where there is none, and the rows with their lines' numbers."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    if not lines:
+    numbered = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
+    if not numbered:
         raise CityError("empty")
+    lines = [line for _, line in numbered]
     sign = next((sign for sign in "\t;," if sign in lines[0]), None)
     if sign is None:
         rows = [line.split() for line in lines]
@@ -264,7 +265,8 @@ def _table(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     first = [cell.lower() for cell in rows[0]]
     known = {*FROM, *TO, *COST, *NODE, *DEMAND}
     header = first if known & set(first) and not any(map(_is_number, first)) else []
-    return header, [(k + 1, row) for k, row in enumerate(rows) if k or not header]
+    numbers = [n for n, _ in numbered][-len(rows) :]
+    return header, [(n, row) for k, (n, row) in enumerate(zip(numbers, rows, strict=True)) if k or not header]
 
 
 def _column(header: Sequence[str], names: Sequence[str], default: int) -> int:
@@ -397,12 +399,12 @@ def _label(value: Any) -> str:
     if value is None or str(value).strip() == "":
         raise CityError("a node without a name")
     text = str(value).strip()
-    return str(int(float(text))) if _is_number(text) and float(text).is_integer() else text
+    return str(int(text.partition(".")[0])) if re.fullmatch(r"[+-]?\d+(\.0*)?", text, re.ASCII) else text
 
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
 

@@ -277,6 +277,8 @@ def front(groups: dict[str, list[Record]]) -> Figure:
             ax.axhline(stay, color="black", linestyle=":", linewidth=1)
             _named_at_the_end(ax, {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")})
         axes[0, 0].annotate("optimum", (0, 1), (3, 2), textcoords="offset points", fontsize=8, color=GREY)
+        known = next(iter(groups.values()))[0].facts["reference"]
+        stay = normalised_score(known["go_and_stay"], known)
         axes[0, 0].annotate("go and stay", (0, stay), (3, -10), textcoords="offset points", fontsize=8, color=GREY)
         axes[0, 0].set_ylim(-0.15, 1.12)
         fig.supylabel("score: 0 random valid actions, 1 optimum", fontsize=9)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .config import Run, choose, make_config
+from .config import ConfigError, Run, choose, make_config
 from .queue import work
 from .records import ROOT, read_facts, replacing, score
 
@@ -73,9 +73,10 @@ def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = 
     root: folder of the tables; records: folder of the trials' records, which may go once their rows are written.
     """
     space = space or read_space()
-    known = read_table(method, root)
+    planned, known = trials(space, method, n), read_table(method, root)
+    _check(known, space, method)
     done = set(zip(known["trial"], known["env"], strict=True))
-    wanted = [run for run in trials(space, method, n) if (run.config.seed, run.config.env) not in done]
+    wanted = [run for run in planned if (run.config.seed, run.config.env) not in done]
     out = Path(records) / method
     try:
         return work(wanted, out, cores, hours, Path(records) / "logs")
@@ -86,6 +87,18 @@ def tune(method: str, root: Path, records: Path, cores: int = 1, hours: float = 
             Path(root).mkdir(parents=True, exist_ok=True)
             with replacing(Path(root) / f"{method}.csv") as temporary:
                 table.sort_values(KEYS).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _check(table: pd.DataFrame, space: dict, method: str) -> None:
+    """ConfigError where a row is of other ranges than the space's."""
+    for row in table.to_dict("records"):
+        drawn = draw_settings(space, method, row["trial"])
+        other = [name for name in space["methods"][method] if row.get(name) != drawn[name]]
+        if other or row["steps"] < space["steps"]:
+            raise ConfigError(
+                f"{method}.csv: trial {row['trial']} is of other ranges ({', '.join(other) or 'steps'}) than "
+                "tuning.yaml has now; remove the table to begin anew"
+            )
 
 
 def _record(run: Run, out: Path) -> Path:
@@ -102,6 +115,9 @@ def _row(run: Run, space: dict, out: Path) -> dict:
 
 def ranking(table: pd.DataFrame, space: dict, method: str) -> pd.DataFrame:
     """The trials that were tried in every environment, best first: settings, mean and least score."""
+    choose("method with ranges in tuning.yaml:", method, space["methods"])
+    if table.empty:
+        return table
     groups = table.groupby("trial")
     names = [name for name in space["methods"][method] if name in table]
     ranked = groups[names].first()

@@ -300,7 +300,7 @@ def gradient_batches(policy, oracle, observation: Tensor, q_values: Tensor, crit
 
     Each row is the gradient of mean_b (Q(a_b) − critic) Σ_j u_bj surrogate_bj over the rows of `observation` (B, …),
     through `rejection.decide`, redraws included; `rb` shares over equal actions. q_values: (|A|,), flat; config:
-    n_draws, max_draws, enumerate_limit, correction. Mean over rows and their spread / √n_batches: value and error.
+    n_draws, max_draws, enumerate_limit, chains, correction. Mean over rows and their spread / √n_batches: value, error.
     """
     found = []
     for _ in range(n_batches):
