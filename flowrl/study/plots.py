@@ -96,11 +96,15 @@ def method(label: str) -> Method:
 
 
 def variants(titles: dict[str, str]) -> dict[str, Method]:
-    """The looks of an ablation's runs, by label: methods keep theirs, the others get those of `VARIANTS` in turn."""
+    """The looks of an ablation's runs, by label: methods keep theirs, the others get those of `VARIANTS` in turn.
+
+    Those whose dashes are a method's in the same figure come last.
+    """
     own = [label for label in titles if label not in METHODS]
     if len(own) > len(VARIANTS):
         raise ValueError(f"{len(own)} runs are too many to tell apart; at most {len(VARIANTS)} beside the methods")
-    looks = METHODS | dict(zip(own, VARIANTS, strict=False))
+    taken = {METHODS[label].dashes for label in titles if label in METHODS}
+    looks = METHODS | dict(zip(own, sorted(VARIANTS, key=lambda look: look.dashes in taken), strict=False))
     return {label: looks[label]._replace(name=title) for label, title in titles.items()}
 
 
