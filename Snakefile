@@ -85,7 +85,6 @@ if "train" not in workflow.global_resources:
     workflow.register_resource("train", CORES)
 
 
-
 # Snakemake's own lock outlives a killed process (profiles/default turns it off), this one ends with it.
 Path("build").mkdir(exist_ok=True)
 LOCK = open("build/.snakemake.lock", "w")

@@ -288,7 +288,12 @@ class Trainer:
         return weights * decision.sampled[:, None], entropy.detach(), regulariser
 
     def _gradients(self, groups: Iterable[str]) -> list[Tensor]:
-        return [flat.grad for flat in map(self.parameters.__getitem__, groups) if flat.grad is not None]
+        gradients = []
+        for name in groups:
+            gradient = self.parameters[name].grad
+            assert gradient is not None  # `flat_parameters` keeps it allocated: none may drop out of the norm
+            gradients.append(gradient)
+        return gradients
 
     def _zero_gradients(self) -> None:
         for gradient in self._gradients(self.parameters):
