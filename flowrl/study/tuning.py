@@ -1,7 +1,7 @@
 """Random search with an equal budget for every method: trials drawn from tuning.yaml, trained, kept as a table.
 
 Trial k of a method draws its settings from the generator seeded (k, method), so that a table can grow, and is trained
-with seed k in every environment. data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
+with seed k in every environment, evaluated at its end only. data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
 by their mean exact score over the environments.
 """
 
@@ -55,7 +55,7 @@ def trials(space: dict, method: str, n: int | None = None) -> list[Run]:
     return [
         Run(f"trial{trial}", make_config(env, method, draw_settings(space, method, trial) | plan))
         for trial in range(space["trials"] if n is None else n)
-        for plan in [{"seed": trial, "steps": space["steps"]}]
+        for plan in [{"seed": trial, "steps": space["steps"], "eval_every": space["steps"], "final_episodes": 20}]
         for env in space["environments"]
     ]
 
