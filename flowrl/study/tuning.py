@@ -1,8 +1,8 @@
 """Random search with an equal budget for every method: trials drawn from tuning.yaml, trained, kept as a table.
 
 Trial k of a method draws its settings from the generator seeded (k, method), so that a table can grow, and is trained
-with seed k in every environment, evaluated at its end only. data/tuning/<method>.csv has a row for each trial and environment. Trials are ranked
-by their mean exact score over the environments.
+with seed k in every environment, evaluated at its end only. data/tuning/<method>.csv has a row for each trial and
+environment. Trials are ranked by their mean exact score over the environments.
 """
 
 import math
