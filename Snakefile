@@ -39,13 +39,16 @@ except ConfigError as error:
 # Notebooks that compute what they draw: the modules that it depends on, and what they write.
 COMPUTED = {
     "00_quickstart": (
-        "a2c envs/draw envs/gym fit fitted study/evaluation truth/exact",
+        "a2c envs/draw envs/gym fit fitted study/evaluation study/sliders truth/exact",
         "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
     ),
-    "01_flow_policy": ("flows policies truth/gradients", "fig2.pdf fig2.png"),
-    "02_log_prob_estimators": ("estimators policies truth/gradients", "figB_estimators.pdf figB_estimators.png"),
+    "01_flow_policy": ("flows policies study/sliders truth/gradients", "fig2.pdf fig2.png"),
+    "02_log_prob_estimators": (
+        "estimators policies study/sliders truth/gradients",
+        "figB_estimators.pdf figB_estimators.png",
+    ),
     "03_rejection_gradient": (
-        "gumbel policies rejection study/diagrams truth/exact truth/gradients truth/gumbel",
+        "gumbel policies rejection study/diagrams study/sliders truth/exact truth/gradients truth/gumbel",
         "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png"
         " figB_pathwise.pdf figB_pathwise.png",
     ),
