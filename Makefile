@@ -1,6 +1,7 @@
 # make figures    every figure, from the committed records; SCALE=smoke|quick|paper trains what that scale lacks
 # make test       the tests
 # make claims     docs/claims.md and the numbers that documents quote, from the records
+# make site       build/site/index.html: executed notebooks, documents, reference, search; readable offline
 # make bench      speed and memory, one core
 # make clean      remove what was built, but for .venv
 # make lock       requirements.lock anew, from pyproject.toml in an empty environment
@@ -11,10 +12,11 @@ SCALE ?=
 ARGS ?=
 PY := .venv/bin/python
 STAMP := .venv/.from-requirements.lock
+SITE := build/site-venv
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: figures test claims bench clean lock venv
+.PHONY: figures test claims site bench clean lock venv
 figures: $(STAMP)
 	$(PY) -m snakemake --cores 4 $(ARGS) $(if $(SCALE),--config scale=$(SCALE))
 
@@ -23,6 +25,9 @@ test: $(STAMP)
 
 claims: $(STAMP)
 	$(PY) -m flowrl claims $(ARGS)
+
+site: figures $(SITE)/.from-requirements.txt
+	$(SITE)/bin/python docs/make.py build/$(if $(filter smoke,$(SCALE)),smoke/)notebooks build/site
 
 bench: $(STAMP)
 	$(PY) -m benchmarks $(ARGS)
@@ -47,4 +52,12 @@ $(STAMP): requirements.lock
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet -r requirements.lock
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Sphinx and its kin; flowrl and what it imports are .venv's
+$(SITE)/.from-requirements.txt: docs/requirements.txt $(STAMP)
+	$(PYTHON) -m venv --clear $(SITE)
+	$(SITE)/bin/pip install --quiet -r docs/requirements.txt -c requirements.lock
+	$(PY) -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+	  > $$($(SITE)/bin/python -c 'import site; print(site.getsitepackages()[0])')/flowrl.pth
 	@touch $@
