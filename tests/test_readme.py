@@ -21,9 +21,17 @@ def test_one_screen_and_a_half():
 
 
 def test_notebooks_in_reading_order():
-    listed = re.findall(r"^\| \[[^]]+\]\(notebooks/((\d\d)_\w+)\.ipynb\)", TEXT, re.MULTILINE)
+    listed = re.findall(r"^\|.*\| \[[^]]+\]\(notebooks/((\d\d)_\w+)\.ipynb\)", TEXT, re.MULTILINE)
     assert [number for _, number in listed] == READING_ORDER
     assert {name for name, _ in listed} == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_every_notebook_has_a_thumbnail():
+    """A small picture of its own, and none that no row shows."""
+    shown = re.findall(r"^\| !\[\]\((figures/thumbnails/\w+\.png)\) \| \[[^]]+\]\(notebooks/", TEXT, re.MULTILINE)
+    assert len(shown) == len(READING_ORDER)
+    assert {ROOT / path for path in shown} == set((ROOT / "figures/thumbnails").iterdir())
+    assert all((ROOT / path).stat().st_size <= 15_000 for path in shown)
 
 
 def test_example_runs():

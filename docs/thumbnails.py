@@ -1,0 +1,45 @@
+"""A small picture of every notebook for README.md, cut from one of its figures: python docs/thumbnails.py.
+
+Run it after figures were redrawn, and commit figures/thumbnails.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+SIZE = 168, 105  # pixels
+CUT = {  # thumbnail: figure; left, top, right, bottom of the cut, as shares of it
+    "quickstart": ("quickstart_city", 0, 0, 0.6, 1),
+    "flow_policy": ("fig2", 0, 0, 1, 1),
+    "log_prob_estimators": ("figB_estimators", 0, 0.05, 0.5, 0.37),
+    "rejection_gradient": ("figB_corrections", 0.34, 0.06, 0.72, 1),
+    "from_scratch": ("idea", 0.34, 0.12, 0.67, 1),
+    "environments": ("figB_cities", 0.39, 0.02, 0.57, 0.5),
+    "unconstrained": ("fig3", 0, 0.1, 1, 1),
+    "constrained": ("front", 0, 0, 0.42, 0.5),
+    "partial": ("fig6", 0, 0.24, 1, 0.87),
+    "cost": ("figB_scaling", 0, 0.08, 0.36, 1),
+    "ablations": ("figB_recipe", 0.64, 0.14, 1, 0.93),
+    "appendix": ("figD", 0.5, 0.06, 1, 1),
+    "released": ("released", 0, 0.12, 0.36, 0.93),
+    "rare": ("figB_ellipse", 0, 0.04, 1, 1),
+}
+
+
+def thumbnail(name: str) -> Image.Image:
+    """SIZE, the cut in the middle, in 128 colours."""
+    figure, *cut = CUT[name]
+    picture = Image.open(FIGURES / f"{figure}.png").convert("RGB")
+    width, height = picture.size
+    picture = picture.crop((int(cut[0] * width), int(cut[1] * height), int(cut[2] * width), int(cut[3] * height)))
+    picture.thumbnail(SIZE, Image.Resampling.LANCZOS)
+    whole = Image.new("RGB", SIZE, "white")
+    whole.paste(picture, ((SIZE[0] - picture.width) // 2, (SIZE[1] - picture.height) // 2))
+    return whole.quantize(128)
+
+
+if __name__ == "__main__":
+    (FIGURES / "thumbnails").mkdir(exist_ok=True)
+    for name in CUT:
+        thumbnail(name).save(FIGURES / f"thumbnails/{name}.png", optimize=True)
