@@ -16,12 +16,12 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx-ma
 include_patterns = ["index.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "notebooks/*.ipynb", "api/*.rst"]
 html_theme = "furo"
 html_title = "flowrl"
+html_static_path = html_css_files = ["site.css"]
 html_copy_source = False
 html_show_search_summary = False  # it would fetch every page found, which no browser allows from a file
 default_role = "py:obj"  # `name` in a docstring: a link where it is one of ours, else plain code
 
 nb_execution_mode = "off"  # they come executed
-nb_merge_streams = True
 nb_code_prompt_show = "Show the code"
 nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["dollarmath", "amsmath"]

@@ -50,12 +50,28 @@ def with_targets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     notebook.cells = cells[:1]
     for cell in cells[1:]:
+        if cell.cell_type == "code":
+            cell.outputs = last_words(cell.outputs)
         if cell.id in FOLDED or cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata.tags = sorted({*cell.metadata.get("tags", []), "hide-input"})
         if cell.id == "solutions":
             cell.metadata.mystnb = {"code_prompt_show": "Show the solutions", "code_prompt_hide": "Hide the solutions"}
         notebook.cells += [nbformat.v4.new_markdown_cell(f'<div id="cell-id={cell.id}"></div>'), cell]
     return notebook
+
+
+def last_words(outputs: list) -> list:
+    """Outputs with what is written to a stream in pieces as one, and of a progress bar its last state alone."""
+    merged: list = []
+    for output in outputs:
+        if output.output_type == "stream" and merged and output.name == merged[-1].get("name"):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    for output in merged:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+    return merged
 
 
 def reference() -> list[str]:

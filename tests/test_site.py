@@ -50,6 +50,14 @@ def test_cells_become_targets_and_folds_are_kept():
     assert [cell.metadata.get("tags") for cell in found[2::2]] == [None, ["hide-input"]]
 
 
+def test_a_progress_bar_leaves_one_line():
+    bar = [
+        nbformat.v4.new_output("stream", name="stderr", text=text) for text in ("\r 0%", "\r50%", "\r99%\n", "end\n")
+    ]
+    said = nbformat.v4.new_output("stream", name="stdout", text="a\nb\n")
+    assert [output.text for output in make.last_words([*bar, said])] == ["99%\nend\n", "a\nb\n"]
+
+
 def test_dead_links_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/other.html").write_text('<h1 id="there">x</h1><a href="../a.html#top">x</a>')
