@@ -3,6 +3,7 @@
 One loop serves every policy: what differs is the policy's score and the weights that `rejection` puts on the S draws.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable
@@ -138,7 +139,8 @@ class Trainer:
     def __init__(self, config, env: Batched, oracle: Oracle | None = None):
         check_size(env.action_sizes, config.policy)
         self.config, self.env, self.device = config, env, env.device
-        self.oracle = oracle or env.valid
+        given = oracle is not None and not hasattr(oracle, "of")  # an environment's own has it
+        self.oracle = functools.partial(rejection.ask_apart, oracle) if given else oracle or env.valid
         self.fallback = getattr(env, "fallback", None)
         self.generator = seeded(config.seed, "policy", env.device)
         with torch.random.fork_rng(devices=[]):

@@ -41,7 +41,7 @@ class Decision(NamedTuple):
 
 
 def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
-    """The oracle's answer for actions (B, S, D) int64 → (B, S) bool; ValueError unless it has that shape and type.
+    """The oracle's answer for actions (B, S, D) int64 → (B, S) bool; ValueError unless it is that, on their device.
 
     >>> ask(lambda observation, action: action.sum(-1) < 3, torch.zeros(1, 4), torch.tensor([[[1, 1], [2, 1]]]))
     tensor([[ True, False]])
@@ -53,7 +53,14 @@ def ask(oracle, observation: Tensor, action: Tensor) -> Tensor:
             f"the oracle returned {got}; it must return a torch.bool tensor {tuple(action.shape[:2])} for actions "
             f"{tuple(action.shape)} (flowrl.per_action makes one of a function that judges one action)"
         )
+    if valid.device != action.device:
+        raise ValueError(f"the oracle returned a tensor on {valid.device}; its arguments are on {action.device}")
     return valid
+
+
+def ask_apart(oracle, observation: Tensor, action: Tensor) -> Tensor:
+    """`ask` an oracle that somebody else wrote: what it writes into its arguments, or its answer, harms nobody."""
+    return ask(oracle, observation.clone(), action.clone()).clone()
 
 
 def all_actions(sizes: tuple[int, ...], device) -> Tensor:

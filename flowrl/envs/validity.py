@@ -21,7 +21,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from ..rejection import ask
+from ..rejection import ask_apart
 from .spaces import Categories, Observations, taken_apart
 
 Judge = Callable[[np.ndarray], np.ndarray]  # actions (S, D) int64 from 0 → (S,) bool
@@ -267,7 +267,7 @@ class Validity:
             return torch.as_tensor(np.stack(answers), device=actions.device)
         rows = np.stack([self.observations.for_oracle(state.observation) for state in states])
         observation = torch.as_tensor(_torch_has(rows), device=actions.device)
-        return ask(self.source, observation, actions + self._start.to(actions.device)).to(actions.device)
+        return ask_apart(self.source, observation, actions + self._start.to(actions.device))
 
 
 def _torch_has(array: np.ndarray) -> np.ndarray:
