@@ -113,16 +113,16 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
     with torch.no_grad():
         if getattr(policy, "needs_mask", False):
             mask = ask_all(oracle, observation, policy.sizes)
-            found = mask.any(-1)
             counts["asked"] = mask.numel()
-            if not found.all():
+            found = mask.any(-1)
+            mask = mask | ~found[:, None]  # something to draw, not to execute
+            features = policy.features(observation, mask)
+            if (features.isnan().any() | ~found.all()).item():  # one wait for the device, not two
                 _refuse(observation, found, mask.shape[1], fallback)
                 counts["fallbacks"] = int((~found).sum())
-                mask = mask | ~found[:, None]  # something to draw, not to execute
-            features = policy.features(observation, mask)
-            if features.isnan().any():  # argmax would choose any action then, forbidden ones too
-                whose = "the policy's weights are" if observation.isfinite().all() else "an observation is"
-                raise FloatingPointError(f"{whose} not finite: no action can be drawn")
+                if features.isnan().any():  # argmax would choose any action then, forbidden ones too
+                    whose = "the policy's weights are" if observation.isfinite().all() else "an observation is"
+                    raise FloatingPointError(f"{whose} not finite: no action can be drawn")
             sample = policy.sample(features, 1, generator)
             ones = torch.ones(B, dtype=torch.int64, device=observation.device)
             action = sample.action[:, 0].where(found[:, None], NOTHING)
@@ -141,8 +141,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         if few and config.chains:
             sample, valid, short, calls = take_over(policy, oracle, observation, sample, valid, short, config,
                                                     generator, fallback, executed, counts)  # fmt: skip
-        if few and short.any():
-            counts["resamples"] = int(short.sum())
+        if few and (not config.chains or short.any()):
             sample, valid, n_valid, draws = redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
                                                    config, generator, counts, short)  # fmt: skip
         chosen = _pick(valid, generator)
@@ -214,8 +213,10 @@ def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, c
     S, more = config.n_draws, config.n_draws
     sample, valid, n_valid, draws = sample.clone(), valid.clone(), n_valid.clone(), draws.clone()
     rows = (n_valid < needed if short is None else short).nonzero().squeeze(-1)
-    while len(rows) and int(draws[rows[0]]) < config.max_draws:
-        more = min(2 * more, config.max_draws - int(draws[rows[0]]))
+    counts["resamples"], made = len(rows), S  # of all these states alike
+    while len(rows) and made < config.max_draws:
+        more = min(2 * more, config.max_draws - made)
+        made += more
         new = policy.sample(policy.features(observation[rows]), more, generator)
         new_valid = ask(of_rows(oracle, rows), observation[rows], new.action)
         counts["asked"] += new_valid.numel()
