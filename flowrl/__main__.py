@@ -348,7 +348,12 @@ def main(arguments: list[str] | None = None) -> int:
     except records.BusyError as error:
         print(f"flowrl: {error}", file=sys.stderr)
         return queue.BUSY
-    except (ValueError, NoValidActionError, FloatingPointError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error) and not isinstance(error, NoValidActionError):
+            raise
+        print(f"flowrl: {' '.join(str(error).split()) or 'not enough memory'}", file=sys.stderr)
+        return 2
+    except (ValueError, FloatingPointError) as error:
         print(f"flowrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

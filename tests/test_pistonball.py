@@ -180,6 +180,19 @@ def test_workers_that_die_or_are_closed_are_named(batched):
         env.reset()
 
 
+def test_workers_end_with_their_batch():
+    """Also where nobody closed it, as after an evaluation; a fork of the process that is gone ends none."""
+    env = BatchedPistonball("Pistonball-v1", 2, workers=2)
+    processes = [process for process, *_ in env._workers]
+    if not (pid := os.fork()):
+        del env
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert all(process.is_alive() for process in processes)
+    del env
+    assert not any(process.is_alive() for process in processes)
+
+
 def test_workers_may_be_spawned(batched, monkeypatch):
     monkeypatch.setattr(pistonball, "START_METHOD", "spawn")
     assert torch.equal(batched("Pistonball-v1", 1, workers=1).reset(), batched("Pistonball-v1", 1).reset())

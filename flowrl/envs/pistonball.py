@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import weakref
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -221,8 +222,20 @@ def _work(connection: Connection, *group) -> None:
         connection.send(command)
 
 
+def _end(workers: list, owner: int) -> None:
+    """Have worker processes end, and wait for it; nothing in a process that is a fork of their owner."""
+    if os.getpid() != owner:
+        return
+    for _, connection, _ in workers:
+        with suppress(OSError):  # it died before
+            connection.send(None)
+        connection.close()
+    for process, *_ in workers:
+        process.join()
+
+
 class BatchedPistonball:
-    """B Pistonballs by name, in this process or in `workers` others; `close()` ends those, as does the parent's end.
+    """B Pistonballs by name, in this process or in `workers` others, which end with it or its process, or by `close()`.
 
     `violations` counts the invalid actions given to `step`, found from the physics, and `refused` (B,) tells those of
     the last step; `valid` is the oracle. workers: default as many as torch has threads, none for one thread or few
@@ -272,6 +285,7 @@ class BatchedPistonball:
             process.start()
             theirs.close()
             self._workers.append((process, ours, f"worker {k}, environments {first} to {last - 1}"))
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
         self.reset()
 
     def reset(self) -> Tensor:
@@ -334,12 +348,7 @@ class BatchedPistonball:
 
     def close(self) -> None:
         """End the worker processes; nothing can be done with the environments afterwards."""
-        for _, connection, _ in self._workers:
-            with suppress(OSError):  # it died before
-                connection.send(None)
-            connection.close()
-        for process, *_ in self._workers:
-            process.join()
+        self._end()
         self._here, self._workers = None, []
 
     def state_dict(self) -> dict[str, Any]:

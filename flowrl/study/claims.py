@@ -13,16 +13,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from . import stats
 from .config import ConfigError, Run, choose, experiments, runs, titles
+from .forms import check, read_yaml
 from .plots import METHODS
 from .quantities import QUANTITIES, plain, significant
 from .records import EXPERIMENTS, ROOT, Record, RecordError, by_label, matrix, read_record
 
 CLAIMS, RECORDS = ROOT / "claims.yaml", ROOT / "data/runs"
 TOP = {"preface", "margin", "claims", "numbers", "notebooks"}
+_TEXTS = {"where": str, "says": str, "found": str, "note": str, "notebook": str, "cell": str, "verdict": str}
+_QUERY = {
+    "of": str, "statistic": str, "experiment": (str, [str]), "environments": (str, [str]), "runs": (str, [str]),
+    "table": str, "rows": ({...: object}, [{...: object}]), "by": str, "level": float,
+}  # fmt: skip
+FORM = {"preface": str, "margin": float, "claims": {...: _TEXTS | {"tests": {...: _QUERY}}},
+        "numbers": {...: _QUERY}, "notebooks": {...: _TEXTS}}  # fmt: skip
 VERDICTS = ("holds", "holds in part", "not seen", "does not hold", "not tested")
 ENUMERATED = 0.01  # share of steps that enumerate all actions from which a run doesn't count as having learnt
 OF_ONE = ("mean", "iqm", "least", "most", "below", "above")  # statistics of one method's runs
@@ -104,12 +111,10 @@ def _check_table(test: Query, where: str) -> None:
 
 def load(path: Path = CLAIMS) -> dict:
     """claims.yaml: `claims`, `numbers`, `notebooks` as written, their tests checked. Raises ConfigError."""
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict) or set(data) != TOP:
         raise ConfigError(f"{path}: the top-level keys must be {', '.join(sorted(TOP))}")
+    check("claims.yaml", data, FORM)
     for name, claim in data["claims"].items():
         _has_keys(name, claim, ("where", "says", "tests", "notebook"), ("found", "note"))
         _notebook(name, claim["notebook"])
@@ -228,7 +233,10 @@ def read_run(path: Path, run: Run, scale: str) -> Record:
 def _value(test: Query, record: Record) -> float:
     """The quantity of one record. Raises RecordError where it has none."""
     quantity = QUANTITIES[test.of]
-    value = quantity.of(record.facts, record.curve)
+    try:
+        value = quantity.of(record.facts, record.curve)
+    except KeyError:  # a fact or column that older records don't have
+        value = None
     if value is None:
         raise RecordError(f"{record.facts['label']} on {record.facts['environment']} has no {quantity.words}")
     return value

@@ -16,15 +16,13 @@ from typing import Any, Literal, get_args
 
 from .. import envs
 from ..policies import NEEDS_POSTERIOR
+from .forms import ConfigError, check, read_yaml
 
 Policies = Literal["flow", "gumbel", "masked", "categorical", "factored", "autoregressive", "wolpertinger"]
 HAS_NOISE = ("flow", "gumbel", "factored")  # policies in whose noise chains can move
 SCALES = ("smoke", "quick", "paper")
+MOST = 2**48  # of every count
 AUTHORS = "authors"  # what environments of the paper's authors begin with: authors/v4
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or may not have this value."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +212,16 @@ def _checked(field: dataclasses.Field, value):
         number = kind(value)
         if kind is int and isinstance(value, float) and number != value:
             raise ValueError
+        if kind is int and field.name != "seed" and abs(number) >= MOST:
+            raise ValueError
         if kind is float and not abs(number) < float("inf"):
             raise ValueError
     except (ValueError, TypeError, OverflowError):
-        wanted = {int: "a whole number", float: "a finite number", str: "a text"}[kind]
+        wanted = {
+            int: "a whole number" + " below 2^48" * (field.name != "seed"),
+            float: "a finite number",
+            str: "a text",
+        }[kind]
         raise ConfigError(f"{field.name} is {value!r}; it must be {wanted}") from None
     return number
 
@@ -294,6 +298,14 @@ def make_config(env: str, method: str, overrides: dict[str, Any] | None = None) 
     return config
 
 
+def restored(fields: dict, source: Path) -> TrainConfig:
+    """The configuration that a record or checkpoint holds. Raises ConfigError."""
+    try:
+        return TrainConfig(**fields)
+    except (TypeError, ValueError) as error:  # TypeError: a setting that is not known, or no environment or method
+        raise ConfigError(f"{source}: {str(error).removeprefix('TrainConfig.__init__() ')}") from None
+
+
 def describe_settings() -> list[tuple[str, str, object, str]]:
     """Name, type or choices, default and meaning (the comment beside the field) of every setting."""
     lines = inspect.getsource(TrainConfig).splitlines()
@@ -331,17 +343,26 @@ class Run:
         return list(map(str, words))
 
 
+MOST_SEEDS = range(1001)
+_SETTINGS = {"seeds": MOST_SEEDS, ...: object}
+_RUN = {"title": str, "method": str, "seeds": MOST_SEEDS, "scales": {...: _SETTINGS}}
+_EXPERIMENT = {
+    "notebook": str, "title": str, "environments": [str], "runs": {...: (_RUN, type(None))}, "settings": _SETTINGS,
+    "scales": {...: _SETTINGS},
+}  # fmt: skip
+
+
 @functools.cache
 def _read(path: Path) -> dict:
-    import yaml  # here: training needs no experiments.yaml
-
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict) or set(data) != {"scales", "experiments"}:
         raise ConfigError(f"{path}: the top-level keys must be scales, experiments")
-    choose(f"scale in {path}:", next(iter(set(data["scales"]) - set(SCALES)), SCALES[0]), SCALES)
+    check(f"{path}: scales", data["scales"], {...: _SETTINGS})
+    check(f"{path}: experiments", data["experiments"], {...: {...: object}})
+    for scale in data["scales"]:
+        choose(f"scale in {path}:", scale, SCALES)
+        if "seeds" not in data["scales"][scale]:
+            raise ConfigError(f"{path}: scale {scale}: no 'seeds'")
     return data
 
 
@@ -354,6 +375,7 @@ def experiments(path: Path) -> dict[str, dict]:
         if wrong:
             allowed = f"keys: {', '.join(sorted(keys))}; maybe {', '.join(sorted(optional))}"
             raise ConfigError(f"{path}: experiment {name}: missing or unknown key {min(wrong)!r}; {allowed}")
+        check(f"{path}: experiment {name}", experiment, _EXPERIMENT)
         for scale in experiment.get("scales", {}):
             choose(f"scale in {path}: experiment {name}:", scale, SCALES)
     return data
@@ -372,6 +394,7 @@ def runs(path: Path, experiment: str, scale: str, authors: Path | None = None) -
     """
     choose("scale", scale, SCALES)
     choose("experiment", experiment, experiments(path))
+    choose(f"scale in {path}:", scale, _read(Path(path))["scales"])
     described = experiments(path)[experiment]
     settings = described.get("settings", {}) | _read(Path(path))["scales"][scale]
     settings |= described.get("scales", {}).get(scale, {})

@@ -89,7 +89,7 @@ def work(wanted: list[Run], out: Path, cores: int, hours: float, logs: Path, dev
     under_way: dict[subprocess.Popen, tuple[Run, Path]] = {}
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with tqdm(total=len(queue), unit=" runs", smoothing=0) as bar:
+        with tqdm(total=len(queue), unit=" runs", smoothing=0, disable=not queue) as bar:
             while queue or under_way:
                 while queue and len(under_way) < cores:
                     under_way |= dict([_start(queue.pop(0), out, logs, device)])

@@ -15,16 +15,27 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from .config import runs, scale_drawn
+from .forms import ConfigError, check
 from .stats import normalised_score, plateau_gain
 
 SCHEMA = 1
+_KNOWN = (float, type(None))
+FORM: dict[str, Any] = {  # of a record's JSON, as far as anything reads it
+    "environment": str, "env_digest": str, "label": str, "config": {"method": str, "seed": int}, "env_steps": int,
+    "wall_s": float, "violations": int, "reference": ({...: _KNOWN}, type(None)), "commit": (str, type(None)),
+    "dirty": (bool, type(None)), "final_return_mean": float, "final_return_sem": float, "final_exact_return": _KNOWN,
+    "final_normalised": _KNOWN, "final_plateau_gain": _KNOWN, "final_enumerated_share": float,
+    "train_enumerated_share": float,
+}  # fmt: skip
+COLUMNS = ("env_steps", "wall_s", "eval_return_mean", "valid_rate", "oracle_calls", "violations", "elbo",
+           "entropy_estimate", "grad_norm_actor", "grad_norm_critic")  # fmt: skip  # of its CSV, likewise
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "gymnasium")
 
 
@@ -64,9 +75,13 @@ def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
     facts = read_facts(path)
     csv_path = with_suffix(path, ".csv")
     try:
-        return pd.read_csv(csv_path), facts
+        curve = pd.read_csv(csv_path)
     except (OSError, ValueError) as error:
         raise RecordError(f"{csv_path}: {' '.join(str(error).split())}") from None
+    numbers = curve.select_dtypes("number")
+    if wrong := [name for name in (*COLUMNS, *curve) if name not in numbers] or ["first row"] * curve.empty:
+        raise RecordError(f"{csv_path}: no numbers in {wrong[0]!r}; it is not whole")
+    return curve, facts
 
 
 def read_facts(path: Path) -> dict:
@@ -76,12 +91,26 @@ def read_facts(path: Path) -> dict:
         facts = json.loads(json_path.read_text())
     except OSError as error:
         raise RecordError(f"{json_path}: no such record ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RecordError(f"{json_path}: not a record, it is not JSON") from None
     found = facts.get("schema") if isinstance(facts, dict) else None
     if found != SCHEMA:
         raise RecordError(f"{json_path}: record of schema {found}; this version reads schema {SCHEMA}")
+    check_whole(json_path, facts, FORM)
     return facts
+
+
+def check_whole(path: Path, found: dict, form: dict) -> None:
+    """RecordError unless everything that the form names is there, in that form."""
+    try:
+        check(f"{path}:", found, form)
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+    for name, part in form.items():
+        if name not in found:
+            raise RecordError(f"{path}: no {name!r}; it is not whole")
+        if isinstance(part, dict) and ... not in part:
+            check_whole(path, found[name], part)
 
 
 def with_suffix(path: Path, suffix: str) -> Path:

@@ -21,13 +21,14 @@ from .. import envs
 from ..a2c import Trainer, seeded
 from ..device import make_device, one_thread
 from ..wolpertinger import WolpertingerTrainer
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, TrainConfig, restored
 from .config import Run as Planned
 from .evaluation import CURVE_DRAWS, Evaluator, reference
 from .records import (
     SCHEMA,
     RecordError,
     alone,
+    check_whole,
     portable,
     provenance,
     read_facts,
@@ -39,6 +40,15 @@ from .records import (
 from .stats import normalised_score, plateau_gain
 
 CHECKPOINT_SECONDS = 30
+_TEXT, _NUMBER = (str, type(None)), (int, float, type(None))
+FORM = {  # of a checkpoint, as far as `_alike` doesn't know it
+    "finished": bool, "config_hash": str, "config": {...: object}, "label": str, "rows": [{...: _NUMBER}],
+    "wall_s": float, "train_s": float, "started": str, "violations": int,
+    "made_with": {"commit": _TEXT, "dirty": (bool, type(None)), "device": str, "versions": {...: str},
+                  "machine": {"cpu": str, "cores": int, "gpu": _TEXT}},
+    "trainer": {"env_steps": int, "policy": {...: torch.Tensor}, "critic": {...: torch.Tensor}},
+}  # fmt: skip
+ROW = {"eval_return_mean": float, "valid_rate": float, "valid_total": int, "draws_total": int, "env_steps": int}
 
 
 class Interrupted(Exception):
@@ -90,10 +100,15 @@ class Run:
         state = load_checkpoint(path, self.device)
         if state["finished"] or state["config_hash"] != self.config.hash():  # a removed record is trained anew
             return False
-        before = torch.device(state["made_with"]["device"]).type
+        before = state["made_with"]["device"].partition(":")[0]
         if before != self.device.type:
             raise RecordError(f"{path} was made on {before}, which alone can go on with it, not {self.device.type}")
-        self.trainer.load_state_dict(state["trainer"])
+        for row in state["rows"][-1:]:
+            check_whole(path, row, ROW)
+        with _whole(path):
+            if not _alike(self.trainer.state_dict(), state["trainer"]):
+                raise ValueError("its parts are not those of this configuration")
+            self.trainer.load_state_dict(state["trainer"])
         self.rows, self.wall_s, self.train_s = state["rows"], state["wall_s"], state["train_s"]
         self.started, self.evaluator.violations = state["started"], state["violations"]
         if state["made_with"]["commit"] != self.made_with["commit"]:  # partly made by other code than it says
@@ -260,9 +275,30 @@ def load_checkpoint(path: Path, device: torch.device) -> dict:
         raise RecordError(f"{path}: no such checkpoint") from None
     except Exception:
         raise RecordError(f"{path}: not a checkpoint of this project") from None
-    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+    if not isinstance(state, dict) or not isinstance(found := state.get("schema"), int) or found != SCHEMA:
         raise RecordError(f"{path}: not a checkpoint of schema {SCHEMA}")
+    check_whole(path, state, FORM)
     return state
+
+
+def _alike(own, saved) -> bool:
+    """Whether a checkpoint's part has the keys, kinds and shapes of this run's own, as far as this has some yet."""
+    if isinstance(own, dict):
+        return isinstance(saved, dict) and all(name in saved and _alike(own[name], saved[name]) for name in own)
+    if isinstance(own, int | float | torch.Tensor):  # counts are numbers, or tensors, as it comes
+        both = [torch.as_tensor(part).shape for part in (own, saved) if isinstance(part, int | float | torch.Tensor)]
+        return len(both) == 2 and both[0] == both[1]
+    return own is None or type(own) is type(saved)
+
+
+@contextmanager
+def _whole(path: Path):
+    """RecordError where something in a checkpoint doesn't fit what it is loaded into."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RecordError(f"{path}: not a whole checkpoint ({said if len(said) < 300 else said[:300] + '…'})") from None
 
 
 def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "auto") -> dict:
@@ -270,10 +306,10 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     chosen, weights = make_device(device), with_suffix(path, ".pt")
     if not weights.exists() and with_suffix(path, ".json").exists():
         facts = read_facts(path)
-        again = shlex.join(Planned(facts["label"], TrainConfig(**facts["config"])).options())
+        again = shlex.join(Planned(facts["label"], restored(facts["config"], with_suffix(path, ".json"))).options())
         raise RecordError(f"{weights} is not there; make it: python -m flowrl train {again} --out DIR")
     state = load_checkpoint(weights, chosen)
-    config = TrainConfig(**state["config"])
+    config = restored(state["config"], weights)
     if with_suffix(path, ".json").exists() and not config.made(read_facts(path)):
         raise RecordError(
             f"{weights} holds the weights of another configuration than {with_suffix(path, '.json')}, or the city's "
@@ -282,9 +318,10 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None, device: str = "
     if with_suffix(path, ".json").exists() and not state["finished"]:
         raise RecordError(f"{weights} is of a run that is not finished, {with_suffix(path, '.json')} of another one")
     env = envs.make_batched(config.env, config.n_envs, chosen, seeded(config.seed, "env", chosen))
-    trainer = make_trainer(config, env)
-    for name in ("policy", "critic"):  # no more: generators' states are their device's own
-        getattr(trainer, name).load_state_dict(state["trainer"][name])
+    with _whole(weights):
+        trainer = make_trainer(config, env)
+        for name in ("policy", "critic"):  # no more: generators' states are their device's own
+            getattr(trainer, name).load_state_dict(state["trainer"][name])
     trainer.env_steps = state["trainer"]["env_steps"]
     evaluator = Evaluator(config, chosen)
     n = config.final_episodes if episodes is None else episodes

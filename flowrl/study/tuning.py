@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from .config import ConfigError, Run, choose, make_config
+from .forms import check, read_yaml
 from .queue import work
 from .records import ROOT, read_facts, replacing, score
 
 SPACE = ROOT / "tuning.yaml"
 KEYS = ["trial", "env"]
+FORM = {"environments": [str], "steps": range(1, 10**9), "trials": range(10_001),
+        "methods": {...: {...: ([object], {"log": [float]})}}}  # fmt: skip
 
 
 def read_space(path: Path = SPACE) -> dict:
@@ -26,12 +28,26 @@ def read_space(path: Path = SPACE) -> dict:
 
     A range is a list of choices, or {log: [low, high]}. Raises ConfigError naming the method and the setting.
     """
-    space = yaml.safe_load(Path(path).read_text())
+    space = read_yaml(path)
+    if not isinstance(space, dict) or set(space) != set(FORM):
+        raise ConfigError(f"{path}: the top-level keys must be {', '.join(FORM)}")
+    check(f"{path}", space, FORM)
+    if not space["environments"]:
+        raise ConfigError(f"{path}: environments is []; it must name at least one")
+    for method, name, choices in ((m, n, c) for m, ranges in space["methods"].items() for n, c in ranges.items()):
+        _check_range(f"{path}: {method}, {name}", choices)
     for method, ranges in space["methods"].items():
         for name, choices in ranges.items():
             for value in choices["log"] if isinstance(choices, dict) else choices:
                 make_config(space["environments"][0], method, draw_settings(space, method, 0) | {name: value})
     return space
+
+
+def _check_range(where: str, choices: list | dict) -> None:
+    """ConfigError unless it is some choices, or {log: [low, high]} with 0 < low < high."""
+    bounds = choices.get("log", []) if isinstance(choices, dict) else [1, 2]
+    if not choices or len(bounds) != 2 or not 0 < bounds[0] < bounds[1] < math.inf:
+        raise ConfigError(f"{where} is {choices}; it must be a list, or {{log: [low, high]}} with 0 < low < high")
 
 
 def draw_settings(space: dict, method: str, trial: int) -> dict:
