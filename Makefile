@@ -21,7 +21,7 @@ figures: $(STAMP)
 	$(PY) -m snakemake --cores 4 $(ARGS) $(if $(SCALE),--config scale=$(SCALE))
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 $(ARGS)
+	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 claims: $(STAMP)
 	$(PY) -m flowrl claims $(ARGS)

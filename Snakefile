@@ -215,7 +215,7 @@ for notebook in NOTEBOOKS:
             f"{BUILD}/logs/{notebook}.log",
         resources:
             runtime=30,
-        shell:  # a kernel that falls silent is an error: without time limits papermill waits for ever
-            "{PYTHON} -m papermill {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
-            " --execution-timeout 400 --start-timeout 200"
+        shell:  # papermill, but for a kernel that falls silent
+            "{PYTHON} -m flowrl.study.notebook {input.notebook:q} {output.executed:q} -k python3 --no-progress-bar"
+            " --start-timeout 600"
             " -p scale {SCALE:q} -p data_dir {DATA:q} -p figure_dir {FIGURES:q} > {log:q} 2>&1"

@@ -10,6 +10,7 @@ import papermill
 import pytest
 
 from flowrl.study.config import experiments, runs
+from flowrl.study.notebook import watched
 from flowrl.study.records import EXPERIMENTS, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -39,8 +40,22 @@ def execute(path, tmp_path, **parameters):
     """Run a notebook as the Snakefile does, on its own records; its figures go to a temporary folder."""
     link_records(path, tmp_path / "runs")
     parameters |= {"data_dir": str(tmp_path / "runs"), "figure_dir": str(tmp_path / "figures")}
-    how = dict(kernel_name="python3", progress_bar=False, cwd=ROOT, execution_timeout=240, start_timeout=200)
-    return papermill.execute_notebook(path, tmp_path / path.name, parameters, **how)
+    how = dict(kernel_name="python3", progress_bar=False, cwd=ROOT, start_timeout=600)
+    with watched():
+        return papermill.execute_notebook(path, tmp_path / path.name, parameters, **how)
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"), [("import time; time.sleep(99)", "no CPU"), ("while 1: pass", "more than")]
+)
+def test_a_kernel_that_is_silent_or_never_ends_is_killed(tmp_path, capsys, source, fault):
+    """By its own CPU time: a busy machine kills none."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    how = dict(kernel_name="python3", progress_bar=False, start_timeout=600)
+    with pytest.raises(RuntimeError, match="Kernel died"), watched(silence=15, most=8):
+        papermill.execute_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", **how)
+    assert f"the kernel used {fault}" in capsys.readouterr().err
 
 
 def test_form(path):
