@@ -9,6 +9,7 @@ of an update changes while the policy narrows. `--old-method` names the other tr
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from flowrl.study.records import ROOT
 
 
 def serve(method: str, env: str, skip: int) -> None:
-    """Train; for every line of standard input, so many CPU seconds, print the environment steps a CPU second."""
+    """Train; for every line of standard input, so many CPU seconds, print environment steps a CPU second, peak MB."""
     from flowrl import envs
     from flowrl.a2c import seeded
 
@@ -36,7 +37,35 @@ def serve(method: str, env: str, skip: int) -> None:
         start, before = time.process_time(), trainer.env_steps
         while time.process_time() - start < float(line):
             trainer.step()
-        print((trainer.env_steps - before) / (time.process_time() - start), flush=True)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print((trainer.env_steps - before) / (time.process_time() - start), peak, flush=True)
+
+
+def race(
+    trees: list[tuple[str, str]], env: str, skip: int, rounds: int, seconds: float
+) -> list[list[tuple[float, float]]]:
+    """Of each (folder, method), in every round: environment steps a CPU second, and the peak of memory, MB."""
+    processes = [
+        subprocess.Popen([sys.executable, __file__, "--serve", method, env, str(skip)],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         env=os.environ | {"PYTHONPATH": tree, "OMP_NUM_THREADS": "1"})
+        for tree, method in trees
+    ]  # fmt: skip
+    found: list[list[tuple[float, float]]] = [[] for _ in processes]
+    for _ in range(rounds):
+        for process, rates in zip(processes, found, strict=True):
+            print(seconds, file=process.stdin, flush=True)
+            rate, peak = map(float, process.stdout.readline().split())
+            rates.append((rate, peak))
+    for process in processes:
+        process.communicate()
+    return found
+
+
+def one_core() -> None:
+    """Keep this process and those it starts on one core."""
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def main() -> None:
@@ -49,22 +78,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=2, help="CPU seconds of a round (default 2)")
     args = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):  # not on macOS
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    trees = [
-        subprocess.Popen([sys.executable, __file__, "--serve", method, args.env, str(args.skip)],
-                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                         env=os.environ | {"PYTHONPATH": tree, "OMP_NUM_THREADS": "1"})
-        for tree, method in ((args.old, args.old_method or args.method), (str(ROOT), args.method))
-    ]  # fmt: skip
-    rates = []
-    for _ in range(args.rounds):
-        for tree in trees:
-            print(args.seconds, file=tree.stdin, flush=True)
-            rates.append(float(tree.stdout.readline()))
-    for tree in trees:
-        tree.communicate()
-    old, new = rates[::2], rates[1::2]
+    one_core()
+    trees = [(args.old, args.old_method or args.method), (str(ROOT), args.method)]
+    rounds = race(trees, args.env, args.skip, args.rounds, args.seconds)
+    old, new = ([rate for rate, _ in rates] for rates in rounds)
     low, middle, high = statistics.quantiles([b / a for a, b in zip(old, new, strict=True)])
     print(f"{args.method} on {args.env} after {args.skip} updates: {statistics.median(old):.0f} → "
           f"{statistics.median(new):.0f} steps a CPU second, {middle:.2f} times ({low:.2f} to {high:.2f})")  # fmt: skip

@@ -1,13 +1,16 @@
 """What the benchmarks time is what it says: the oracle in plain Python, what was recorded."""
 
 import pandas as pd
+import pytest
 import torch
 
-from benchmarks import cost
-from flowrl.a2c import seeded
+from benchmarks import audit, cost, gpu, soak
+from flowrl import envs
+from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
+from flowrl.study.config import make_config
 from flowrl.study.records import ROOT
 
 
@@ -59,3 +62,62 @@ def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_
         assert theirs["return_mean"].max() >= ours["return_mean"].min(), env
         assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), env
     assert set(rows["env"]) == {"CartPole-v1", "Acrobot-v1", "ERA-v1"}
+
+
+# ------------------------------------------------------------------------------------------------ the audit
+
+
+@pytest.mark.parametrize("name", ["ERA-v1", "ERA-v5-tight", "ERA-L-4x16", "Line-12x10", "Joint-Cstr"])
+def test_the_audits_rules_are_the_environments_without_its_tables(name):
+    """After some steps of training, on uniform actions and on small changes of executed ones."""
+    env = envs.make_batched(name, 16, "cpu", seeded(0, "env"))
+    trainer = Trainer(make_config(name, "factored-iar", {"n_envs": 16, "hidden": 8, "n_draws": 8}), env)
+    one, noise = audit.Audit(env), seeded(0, "noise")
+    one.train(trainer, 64)
+    sizes = torch.tensor(env.action_sizes)
+    last = trainer.executed[:, None].expand(-1, 40, -1)
+    drawn = (torch.rand(last.shape, generator=noise) * sizes).long()
+    asked = torch.where(torch.rand(last.shape, generator=noise) < 0.3, drawn, last)
+    said = env.valid(trainer.observation, asked)
+    for rule, actions, valid in zip(one.rules(), asked.tolist(), said.tolist(), strict=True):
+        assert [rule(action) for action in actions] == valid
+    assert 0.02 < said.float().mean() < 0.98
+    assert (one.steps, one.violations, one.disagreements) == (64, 0, 0) and one.refused > 0
+
+
+def test_the_audit_sees_what_is_invalid():
+    """An oracle that lies: everything is called valid; both the audit and the environment count."""
+    env = envs.make_batched("ERA-v3-tight", 16, "cpu", seeded(0, "env"))
+    one = audit.Audit(env)
+    config = make_config("ERA-v3-tight", "factored-iar", {"n_envs": 16, "hidden": 8})
+    one.train(Trainer(config, env, lambda observation, actions: torch.ones(actions.shape[:2], dtype=torch.bool)), 64)
+    assert one.violations == int(env.violations) > 32
+    row = {"violations": one.violations, "counted_by_environment": 0, "disagreements": 0, "uniform_refused": 0.9}
+    assert audit.wrong(row)
+
+
+# ------------------------------------------------------------------------------------------------ the others
+
+
+def test_what_a_soak_finds_wrong():
+    """A leak, a slowdown, descriptors that pile up, after the first tenth only."""
+    n = 50
+    quiet = {"a_steps_an_update": [60.0] * n, "memory_mb": [300.0] * 5 + [400.0] * 45, "descriptors": [9] * n,
+             "workers": [2] * n}  # fmt: skip
+    assert soak.faults(pd.DataFrame(quiet)) == []
+    for column, values, said in (
+        ("memory_mb", [400.0 + k for k in range(n)], "memory"),
+        ("a_steps_an_update", [60.0 - 0.1 * k for k in range(n)], "a_steps"),
+        ("descriptors", [9 + k // 10 for k in range(n)], "descriptors"),
+        ("workers", [2] * 40 + [3] * 10, "workers"),
+    ):
+        [fault] = soak.faults(pd.DataFrame(quiet | {column: values}))
+        assert fault.startswith(said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    gpu.main()
+    assert capsys.readouterr().out == "no GPU here\n"
+    assert gpu.figure_hours({"mask": 1000}) == pytest.approx(20 * 700_000 / 1000 / 3600)  # 4 cities, 5 seeds
