@@ -45,7 +45,7 @@ FORM = {  # of a checkpoint, as far as `_alike` doesn't know it
     "finished": bool, "config_hash": str, "config": {...: object}, "label": str, "rows": [{...: _NUMBER}],
     "wall_s": float, "train_s": float, "started": str, "violations": int,
     "made_with": {"commit": _TEXT, "dirty": (bool, type(None)), "device": str, "versions": {...: str},
-                  "machine": {"cpu": str, "cores": int, "gpu": _TEXT}},
+                  "machine": {"cpu": str, "cores": _NUMBER, "gpu": _TEXT}},
     "trainer": {"env_steps": int, "policy": {...: torch.Tensor}, "critic": {...: torch.Tensor}},
 }  # fmt: skip
 ROW = {"eval_return_mean": float, "valid_rate": float, "valid_total": int, "draws_total": int, "env_steps": int}
