@@ -75,6 +75,7 @@ def _row(method: str, env: str, found: list) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.history", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="compare only, write nothing")
+    parser.add_argument("--since", metavar="COMMIT", help="compare with this one (default: the last entry's)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1, help="CPU seconds of a round (default 1)")
     args = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> int:
     made = provenance(torch.device("cpu"))
     if made["dirty"] and not args.check:
         parser.error("the code differs from its commit: commit first, an entry is of a commit")
-    rows = measure(_last_known(entries), args.rounds, args.seconds)
+    rows = measure(args.since or _last_known(entries), args.rounds, args.seconds)
     if not args.check:
         gflops = matmul_gflops()
         about = {"date": datetime.now(UTC).date().isoformat(), "commit": made["commit"],
