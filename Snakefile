@@ -20,6 +20,7 @@ from snakemake.exceptions import WorkflowError
 
 from flowrl.study.config import ConfigError, choose, experiments, planned, runs, scale_drawn
 from flowrl.study.queue import seconds
+from flowrl.study.records import figures as drawn_from_records
 
 EXPERIMENTS = Path("experiments.yaml")
 
@@ -59,17 +60,20 @@ COMPUTED = {
         " figB_columbus_map.pdf figB_columbus_map.png",
     ),
     "06_constrained": ("", "front.pdf front.png"),
-    "07_partial": ("envs/line envs/partial truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
+    "07_partial": ("envs/line envs/partial study/measured truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
     "08_cost": (
-        "envs/city truth/search",
+        "envs/city study/measured truth/search",
         "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png"
         " figB_large_stuck.pdf figB_large_stuck.png",
     ),
-    "09_ablations": ("", "figB_correction_grid.pdf figB_correction_grid.png tabA1.csv"),
-    "10_appendix": ("a2c envs/gym fit fitted policies", "figD.pdf figD.png tabA2.csv"),
-    "11_released": ("optimisers", "figB_rmsprop.pdf figB_rmsprop.png"),
+    "09_ablations": ("", "tabA1.csv"),
+    "10_appendix": (
+        "a2c envs/gym fit fitted policies study/measured",
+        "figD.pdf figD.png figD_era.pdf figD_era.png tabA2.csv",
+    ),
+    "11_released": ("optimisers study/measured", "figB_rmsprop.pdf figB_rmsprop.png"),
     "12_rare": (
-        "chains policies rejection truth/chains truth/search",
+        "chains policies rejection study/measured truth/chains truth/search",
         "figB_ellipse.pdf figB_ellipse.png figB_mixing.pdf figB_mixing.png",
     ),
     "13_iar_a2c_from_scratch": (
@@ -112,9 +116,9 @@ def records(notebook):
 
 
 def figures(notebook):
-    """What a notebook writes: what it computes, and of each of its experiments the figure and the final scores."""
-    recorded = [f"{name}{suffix}" for name in drawn_by(notebook) for suffix in (".pdf", ".png", ".csv")]
-    return [f"{FIGURES}/{name}" for name in [*recorded, *COMPUTED.get(notebook, ("", ""))[1].split()]]
+    """What a notebook writes: what it computes, and of its records each figure and the final scores in it."""
+    drawn = [f"{name}{suffix}" for name in drawn_from_records(notebook) for suffix in (".pdf", ".png", ".csv")]
+    return [f"{FIGURES}/{name}" for name in [*drawn, *COMPUTED.get(notebook, ("", ""))[1].split()]]
 
 
 def modules(notebook):
@@ -125,7 +129,8 @@ def modules(notebook):
 def measured(notebook):
     """What a notebook draws beside records: timings, runs of other code."""
     folder = {
-        "04_environments": "comparisons", "08_cost": "benchmarks", "11_released": "comparisons", "12_rare": "benchmarks"
+        "04_environments": "comparisons", "08_cost": "benchmarks", "10_appendix": "benchmarks",
+        "11_released": "comparisons", "12_rare": "benchmarks",
     }.get(notebook)
     return sorted(map(str, Path("data", folder).glob("*.csv"))) if folder else []
 
@@ -198,9 +203,12 @@ for notebook in NOTEBOOKS:
         input:
             "experiments.yaml",
             "flowrl/study/config.py",
+            "flowrl/study/figures.py",
             "flowrl/study/plots.py",
+            "flowrl/study/quantities.py",
             "flowrl/study/records.py",
             "flowrl/study/stats.py",
+            "flowrl/study/words.py",
             modules(notebook),
             measured(notebook),
             drawn_from(notebook),

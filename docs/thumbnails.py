@@ -17,12 +17,12 @@ CUT = {  # thumbnail: figure; left, top, right, bottom of the cut, as shares of 
     "from_scratch": ("idea", 0.34, 0.12, 0.67, 1),
     "environments": ("figB_cities", 0.39, 0.02, 0.57, 0.5),
     "unconstrained": ("fig3", 0, 0.1, 1, 1),
-    "constrained": ("front", 0, 0, 0.42, 0.5),
-    "partial": ("fig6", 0, 0.24, 1, 0.87),
-    "cost": ("figB_scaling", 0, 0.08, 0.36, 1),
-    "ablations": ("figB_recipe", 0.64, 0.14, 1, 0.93),
-    "appendix": ("figD", 0.5, 0.06, 1, 1),
-    "released": ("released", 0, 0.12, 0.36, 0.93),
+    "constrained": ("front", 0.06, 0, 0.38, 0.47),
+    "partial": ("fig6", 0.05, 0.05, 1, 0.78),
+    "cost": ("figB_scaling", 0, 0, 0.58, 0.46),
+    "ablations": ("figB_recipe", 0.32, 0.49, 1, 0.86),
+    "appendix": ("figD", 0.53, 0, 1, 0.9),
+    "released": ("released", 0, 0.05, 0.5, 0.43),
     "rare": ("figB_ellipse", 0, 0.04, 1, 1),
 }
 

@@ -10,7 +10,7 @@ import torch
 
 from flowrl import envs
 from flowrl.study.config import runs
-from flowrl.study.records import EXPERIMENTS
+from flowrl.study.records import EXPERIMENTS, Record
 from flowrl.study.stats import normalised_score, plateau_gain
 from flowrl.truth import exact, line, search
 
@@ -84,6 +84,18 @@ def fake_record(run, root, scale, **changes):
         "final_plateau_gain": plateau_gain(end, reference),
     }  # fmt: skip
     Path(f"{path}.json").write_text(json.dumps(facts | changes))
+
+
+def record(label, xs, ys, environment="ERA-v4", final=-20.0, exact=None, **columns):
+    """A record by hand, its reference such that returns of −20 and −70 score 1 and 0."""
+    curve = pd.DataFrame({"env_steps": [0, 10, 20], "eval_return_mean": ys, "oracle_calls": xs} | columns)
+    settings = {"steps": 20, "eval_every": 10, "eval_episodes": 4, "final_episodes": 8, "seed": 0}
+    facts = {
+        "environment": environment, "label": label, "config": settings, "commit": None, "dirty": False,
+        "final_return_mean": final, "final_exact_return": exact,
+        "reference": {"optimal": -20.0, "go_and_stay": -30.0, "uniform_valid": -70.0},
+    }  # fmt: skip
+    return Record(curve, facts, "quick", False)
 
 
 @pytest.fixture

@@ -276,7 +276,6 @@ STUDY = (
     "pandas",
     "scipy",
     "matplotlib",
-    "seaborn",
     "yaml",
     "snakemake",
     "papermill",

@@ -23,7 +23,7 @@ from flowrl.__main__ import command_line
 from flowrl.envs.city import generate
 from flowrl.study.config import AUTHORS, SCALES, ConfigError, experiments, make_config, planned, runs
 from flowrl.study.plots import method
-from flowrl.study.records import EXPERIMENTS, ROOT
+from flowrl.study.records import EXPERIMENTS, ROOT, figures
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -133,7 +133,8 @@ def test_figures_of_another_scale_are_drawn_anew(fake_records, tmp_path):
     project = tmp_path / "project"
     project.mkdir()
     copy_project(project)
-    made = [f"figures/{name}{suffix}" for name in experiments(EXPERIMENTS) for suffix in (".pdf", ".png", ".csv")]
+    drawn = [name for path in NOTEBOOKS for name in figures(path.stem)]
+    made = [f"figures/{name}{suffix}" for name in drawn for suffix in (".pdf", ".png", ".csv")]
     made += [f"build/notebooks/{path.name}" for path in NOTEBOOKS]
     for name in made:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -323,7 +324,7 @@ def test_smoke_records_and_weights_are_never_committed():
 def test_experiments_are_drawn_by_a_notebook_that_names_them():
     for name, experiment in experiments(EXPERIMENTS).items():
         text = json.dumps(nbformat.read(ROOT / "notebooks" / f"{experiment['notebook']}.ipynb", 4))
-        assert f'\\"{name}\\"' in text
+        assert f'\\"{experiment.get("figure", name)}\\"' in text
 
 
 DOCUMENTS = dict.fromkeys((ROOT / "docs").glob("*.md"), 0) | {ROOT / "README.md": 20, ROOT / "CONTRIBUTING.md": 10}

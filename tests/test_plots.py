@@ -1,16 +1,16 @@
-"""What figures show, asked of the artists that were drawn, and that equal figures are equal bytes."""
+"""Looks, and what the parts of figures show, asked of the artists that were drawn."""
 
 import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
+from conftest import record
 from matplotlib.colors import to_hex, to_rgb
 
 from flowrl.study import plots
-from flowrl.study.config import METHODS, experiments, titles
-from flowrl.study.records import EXPERIMENTS, Record, by_environment, by_label, gain, load, score
+from flowrl.study.config import METHODS
+from flowrl.study.records import by_label, load
 from flowrl.study.stats import iqm
 
 
@@ -50,27 +50,12 @@ def _lab(colour, vision):
 
 @pytest.mark.parametrize("vision", [ALL, PROTAN, DEUTAN], ids=["all cones", "protan", "deutan"])
 def test_colours_are_told_apart(vision):
-    """Methods from one another, and an ablation's runs from one another and from every method."""
-    methods, variants = (
-        [_lab(look.colour, vision) for look in looks] for looks in (plots.METHODS.values(), plots.VARIANTS)
-    )
+    """Methods from one another; corrections and variants from one another and from every method."""
+    others = [*plots.CORRECTIONS.values(), *plots.VARIANTS]
+    methods, variants = ([_lab(look.colour, vision) for look in looks] for looks in (plots.METHODS.values(), others))
     for looks in (methods, variants):
         assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(looks, 2)) > 10
     assert min(np.linalg.norm(one - other) for one, other in itertools.product(methods, variants)) > 9
-
-
-def test_profile_is_the_share_of_runs_above_a_threshold(fake_records):
-    runs = load("profile", fake_records("profile"), "quick")
-    figure = plots.profiles(runs, "profiles")
-    for ax, value in zip(figure.axes, (score, gain), strict=True):
-        for label, group in by_label(runs).items():
-            [line] = [line for line in ax.lines if line.get_label() == plots.method(label).name]
-            values = np.array([value(run.facts) for run in group])
-            expected = [(values > threshold).mean() for threshold in line.get_xdata()]
-            np.testing.assert_allclose(line.get_ydata(), expected)
-            assert line.get_color() == plots.method(label).colour
-        assert len(ax.collections) == len(by_label(runs))  # a band each
-    assert "by episodes: Wol-DDPG" in " ".join(figure.get_supxlabel().split())
 
 
 def test_unknown_label():
@@ -89,72 +74,84 @@ def test_learning_curve_draws_the_iqm_of_each_label(v1):
 
 
 def test_final_scores_draws_the_exact_return_of_every_seed(v1):
-    ax = plots.final_scores(plt.subplots()[1], v1)
+    ax = plt.subplots()[1]
+    ends = plots.final_scores(ax, v1)
     drawn = np.concatenate([line.get_ydata() for line in ax.lines])
     facts = [run.facts for run in v1]
     known = [f["final_return_mean" if f["label"] == "wol-ddpg" else "final_exact_return"] for f in facts]
     np.testing.assert_allclose(drawn, known)
+    ours = [value for value, f in zip(known, facts, strict=True) if f["label"] == "iar-a2c"]
+    np.testing.assert_allclose(ends["flowrl recipe"], np.mean(ours))
     without = [run._replace(facts=run.facts | {"final_exact_return": None, "final_return_mean": -1.0}) for run in v1]
-    ax = plots.final_scores(plt.subplots()[1], without)
+    ax = plt.subplots()[1]
+    assert set(plots.final_scores(ax, without).values()) == {-1.0}
     assert {y for line in ax.lines for y in line.get_ydata()} == {-1.0}
 
 
-def test_references_and_second_axis(v1):
+def test_reference_lines(v1):
     reference = v1[0].facts["reference"]
-    ax = plots.reference_lines(plt.subplots()[1], reference)
+    ax = plots.reference_lines(plt.subplots()[1], reference, {"optimal": "best"})
     assert [line.get_ydata()[0] for line in ax.lines] == [reference[key] for key in plots.REFERENCES]
-    assert [text.get_text() for text in ax.texts] == ["optimum", "go and stay", "random"]
-    ax.set_ylim(reference["uniform_valid"], reference["optimal"])
-    second = plots.normalised_axis(ax, reference).child_axes[0]
-    ax.figure.canvas.draw()
-    np.testing.assert_allclose(second.get_ylim(), [0, 1])
+    assert [text.get_text() for text in ax.texts] == ["best"]
 
 
-def test_ranges_show_plateau_and_optimum_apart(v1):
-    reference = v1[0].facts["reference"]
-    low, high = plots.last_stretch(reference)
-    assert low < reference["go_and_stay"] < reference["optimal"] < high
-    assert (reference["optimal"] - reference["go_and_stay"]) / (high - low) > 0.25
-    low, high = plots.whole_range(v1, reference)
-    assert low < reference["uniform_valid"] < reference["optimal"] < high
-    deep = v1[0]._replace(curve=v1[0].curve.assign(eval_return_mean=-1e6))
-    low, _ = plots.whole_range([*v1, deep], reference)
-    assert low > reference["uniform_valid"] - 1.1 * (reference["optimal"] - reference["uniform_valid"])
+def test_scored_runs_are_0_at_random_and_1_at_the_optimum():
+    run = plots.scored(record("mask", [0] * 3, [-70, -45, -20], final=-30.0, exact_return=[-20, float("nan"), -70]))
+    assert run.curve["eval_return_mean"].tolist() == [0, 0.5, 1]
+    assert run.curve["exact_return"].dropna().tolist() == [1, 0]
+    assert (run.facts["final_return_mean"], run.facts["final_exact_return"]) == (0.8, None)
+    assert run.facts["reference"] == {"optimal": 1, "go_and_stay": 0.8, "uniform_valid": 0}
 
 
-def test_environments_fills_columns_legend_and_caption(fake_records):
-    runs = load("fig5", fake_records("fig5"), "quick")
-    groups = by_environment([r for r in runs if r.facts["label"] != "wol-ddpg" or r.facts["config"]["seed"] == 0])
-    fig = plots.environments(groups, "Return")
-    assert [ax.get_title() for ax in fig.axes[:4]] == list(groups)
-    assert len(fig.legends[0].texts) == len({run.facts["label"] for runs in groups.values() for run in runs})
-    assert fig.get_supxlabel().startswith("Scale quick: 3 seeds a run (Wol-DDPG 1)")
+def test_stretched_axis_gives_the_plateau_room():
+    ax = plt.subplots()[1]
+    plots.stretch(ax, "y")
+    ax.set_ylim(0, 1)
+    half, plateau = ax.transAxes.inverted().transform(ax.transData.transform([(0, 0.5), (0, 0.9)]))[:, 1]
+    assert 0 < half < 0.3 < plateau < 0.75
+    transform = ax.transData + ax.transData.inverted()  # there and back
+    np.testing.assert_allclose(transform.transform([(0, y) for y in (-3, 0.2, 1, 1.2)])[:, 1], [-3, 0.2, 1, 1.2])
+
+
+def test_names_are_spread_no_further_than_must_be():
+    places = plots.spread(np.array([0.9, 0.5, 0.49, 0.1]), 0.1)
+    np.testing.assert_allclose(places, [0.9, 0.545, 0.445, 0.1])
+    crowded = plots.spread(np.full(5, 0.3), 0.1)
+    np.testing.assert_allclose(crowded, [0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_names_stand_apart_at_the_ends_of_their_lines():
+    fig, ax = plt.subplots()
+    for name, end in (("low", 1.0), ("high", 1.01), ("lost", float("nan"))):
+        ax.plot([0, 1], [0, end], label=name)
+    fig.draw_without_rendering()
+    plots.name_ends(ax, {"low": 1.0, "high": 1.01, "lost": float("nan")})
+    fig.draw_without_rendering()
+    high, low = sorted(ax.texts, key=lambda text: -text.xy[1])
+    assert (high.get_text(), low.get_text()) == ("high", "low")
+    assert high.get_color() == ax.lines[1].get_color()
+    assert not high.get_window_extent().overlaps(low.get_window_extent())
+
+
+def test_colours_stand_for_a_setting():
+    titles = {"a": "A", "b": "B", "c": "C"}
+    looks = plots.coloured_by("correction", {"a": "paper", "b": "none", "c": "paper"}, titles)
+    assert [look.colour for look in looks.values()] == [plots.CORRECTIONS[k].colour for k in ("paper", "none", "paper")]
+    assert (looks["a"].fill, looks["c"].fill, looks["c"].name) == ("full", "none", "C")
+    assert looks["a"].dashes != looks["c"].dashes
+    shades = plots.coloured_by("n_draws", {"a": 8, "b": 128, "c": 32}, titles)
+    lightness = [_lab(shades[label].colour, ALL)[0] for label in ("a", "c", "b")]
+    assert lightness == sorted(lightness, reverse=True)  # the greater the darker
+    assert plots.coloured_by("method", {"a": "mask"}, titles)["a"].colour == plots.METHODS["mask"].colour
 
 
 def test_variants_look_different_and_methods_keep_theirs():
-    for name in experiments(EXPERIMENTS):
-        looks = plots.variants(titles(EXPERIMENTS, name))
-        assert [look.name for look in looks.values()] == list(titles(EXPERIMENTS, name).values())
-        for field in ("colour", "dashes", "marker"):
-            assert len({getattr(look, field) for look in looks.values()}) == len(looks), (name, field)
     looks = plots.variants({"first": "1st", "mask": "the mask", "second": "2nd"})
     assert looks["mask"] == plots.METHODS["mask"]._replace(name="the mask")
     # the first variant's dashes are MASK's
     assert [looks[label].colour for label in ("first", "second")] == [look.colour for look in plots.VARIANTS[1:3]]
     with pytest.raises(ValueError, match="9 runs are too many to tell apart; at most 8 beside the methods"):
         plots.variants({"mask": ""} | {str(k): "" for k in range(9)})
-
-
-def record(label, xs, ys, environment="ERA-v4", final=-20.0, exact=None, **columns):
-    """A record by hand, its reference such that returns of −20 and −70 score 1 and 0."""
-    curve = pd.DataFrame({"env_steps": [0, 10, 20], "eval_return_mean": ys, "oracle_calls": xs} | columns)
-    settings = {"steps": 20, "eval_every": 10, "eval_episodes": 4, "final_episodes": 8, "seed": 0}
-    facts = {
-        "environment": environment, "label": label, "config": settings, "commit": None, "dirty": False,
-        "final_return_mean": final, "final_exact_return": exact,
-        "reference": {"optimal": -20.0, "go_and_stay": -30.0, "uniform_valid": -70.0},
-    }  # fmt: skip
-    return Record(curve, facts, "quick", False)
 
 
 def test_learning_curve_against_x_in_given_looks():
@@ -168,53 +165,23 @@ def test_learning_curve_against_x_in_given_looks():
     assert line.get_label() == "a mask"
 
 
-def test_curves_draws_a_panel_a_group_with_its_lines():
-    groups = {"one": [record("iar-a2c", [0, 1, 2], [0, 1, 2], grad=[5, 6, 7])],
-              "two": [record("ar", [0, 1, 2], [3, 4, 5], grad=[8, 9, 10])]}  # fmt: skip
-    calls = {"x": lambda run: run.curve["oracle_calls"], "xlabel": "oracle calls", "log": True}
-    fig = plots.curves(groups, "Title", {"two": {"best": 4.5, "worst": 1.0}}, column="grad", ylabel="norm", **calls)
-    left, right = fig.axes
-    assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
-    np.testing.assert_allclose(left.lines[0].get_ydata(), [6, 7])  # from the first x that a logarithmic axis has
-    np.testing.assert_allclose(left.lines[0].get_xdata(), [1, 2])
-    assert (left.get_ylabel(), right.get_xlabel(), right.get_xscale()) == ("norm", "oracle calls", "log")
-    assert len(left.lines) == 1 and [line.get_ydata()[0] for line in right.lines[1:]] == [4.5, 1.0]
-    assert [text.get_text() for text in right.texts] == ["best", "worst"]
-    assert [text.get_text() for text in fig.legends[0].texts] == ["flowrl recipe", "AR"]
-    assert fig.legends[0].get_title().get_text() == "Title"
-
-
-def test_costs_scales_steps_by_the_seconds_of_a_step():
-    """Wol-DDPG calls no oracle; only what was timed one action at a time has a curve in the last panel."""
-    runs = [record("iar-a2c", [0, 640, 1280], [-70, -40, -30]), record("ar-iar", [0, 160, 320], [-70, -60, -50]),
-            record("wol-ddpg", [0, 0, 0], [-90, -80, -75])]  # fmt: skip
-    paces = [("iar-a2c", "batched", 0.1), ("ar-iar", "batched", 0.2), ("wol-ddpg", "batched", 0.4),
-             ("iar-a2c", "one at a time", 3.0)]  # fmt: skip
-    columns = ["environment", "method", "oracle", "seconds_per_step"]
-    seconds = pd.DataFrame([("ERA-v4", *pace) for pace in paces], columns=columns)
-    fig = plots.costs({"ERA-v4": runs}, seconds, "Title")
-    names = {run.facts["label"]: plots.METHODS[run.facts["label"]].name for run in runs}
-    drawn = [{line.get_label(): list(line.get_xdata()) for line in ax.lines} for ax in fig.axes]
-    drawn = [{label: panel[name] for label, name in names.items() if name in panel} for panel in drawn]
-    assert drawn[0] == dict.fromkeys(names, [0, 10, 20])
-    assert drawn[1] == {"iar-a2c": [640, 1280], "ar-iar": [160, 320]}
-    assert drawn[2] == {"iar-a2c": [1, 2], "ar-iar": [2, 4], "wol-ddpg": [4, 8]}
-    assert drawn[3] == {"iar-a2c": [30, 60]}
-    assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
-
-
 def test_final_strip_shows_exact_scores_their_mean_and_the_plateau():
     runs = [record("a", [0] * 3, [0] * 3, exact=-30.0), record("a", [0] * 3, [0] * 3, exact=-82.5),
             record("b", [0] * 3, [0] * 3, final=-45.0), record("b", [0] * 3, [0] * 3, final=-700.0)]  # fmt: skip
-    ax = plots.final_strip(plt.subplots()[1], runs, plots.variants({"a": "A", "b": "B"}))
+    looks = plots.variants({"a": "A", "b": "B"})
+    rows = [("these", None, []), ("A", looks["a"], runs[:2]), ("B", looks["b"], runs[2:])]
+    ax = plots.final_strip(plt.subplots()[1], rows, runs[:2])
     seeds_a, mean_a, seeds_b, stay, optimum = (line.get_xdata() for line in ax.lines)
     np.testing.assert_allclose(seeds_a, [0.8, -0.25])  # below random, where it is
     np.testing.assert_allclose(mean_a, 0.275)
     np.testing.assert_allclose(seeds_b, [0.5])
     assert (stay[0], optimum[0]) == (0.8, 1)
-    named = {text.get_text().strip(): text.get_position()[0] for text in ax.texts}
+    named = {text.get_text(): text.get_position()[0] for text in ax.texts}
     assert named == {"go and stay": 0.8, "optimum": 1, "← −12.6": plots.LOWEST_SCORE}  # far below: by its value
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["these", "A", "B"]
+    assert [label.get_fontweight() for label in ax.get_yticklabels()] == ["bold", "normal", "normal"]
+    (band,) = ax.patches
+    np.testing.assert_allclose(band.get_extents().transformed(ax.transData.inverted()).intervalx, [-0.25, 0.8])
     low, high = ax.get_ylim()
     assert low > high  # the first run on top, as in the legend
 
@@ -225,50 +192,14 @@ def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
     runs = [record("mask", [0] * 3, [-70, -60, -50], exact_return=[-71, nan, -51]),
             record("ar-iar", [0] * 3, [-70, -60, -40], exact_return=[-71, nan, -41]),
             record("ar-iar", [0] * 3, [-70, -60, -40])]  # fmt: skip
-    fig = plots.curves({"ERA-v4": runs}, "Title")
-    mask, ar = fig.axes[0].lines
+    mask, ar = plots.learning_curve(plt.subplots()[1], runs).lines
     assert (mask.get_xdata().tolist(), mask.get_ydata().tolist()) == ([0, 20], [-71, -51])
     assert (ar.get_xdata().tolist(), ar.get_ydata().tolist()) == ([0, 10, 20], [-70, -60, -40])
-    said = "Curves: exact returns, but for AR+IAR: means over episodes."
-    assert fig.get_supxlabel().replace("\n", " ").endswith(said)
-    for some, says in ((runs[:1], "Curves: exact returns."), (runs[1:], "Records of commit none.")):
-        fig = plots.environments({"ERA-v4": [run._replace(facts=run.facts | {"env_steps": 20}) for run in some]}, "T")
-        assert fig.get_supxlabel().replace("\n", " ").endswith(says)
+    names = {"mask": "MASK", "ar-iar": "AR+IAR"}
+    said = " Curves: exact returns, but for AR+IAR: means over episodes."
+    assert plots.returns_drawn(runs, names) == said
+    assert plots.returns_drawn(runs[:1], names) == " Curves: exact returns." and not plots.returns_drawn(
+        runs[1:], names
+    )
     all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
     assert plots.return_column([all_nan]) == "eval_return_mean"
-
-
-def test_ablation_shows_return_the_column_and_the_final_scores():
-    runs = [
-        record("a", [0] * 3, [-70, -50, -30], grad=[1, 2, 3]),
-        record("b", [0] * 3, [-70, -60, -50], grad=[4, 5, 6]),
-    ]
-    fig = plots.ablation(runs, {"a": "one", "b": "two"}, "Title", "grad", "norm", log=True)
-    left, middle, right = fig.axes
-    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[-70, -50, -30], [-70, -60, -50]])
-    np.testing.assert_allclose([line.get_ydata() for line in middle.lines], [[2, 3], [5, 6]])  # once trained
-    assert (middle.get_ylabel(), middle.get_yscale()) == ("norm", "log")
-    assert [text.get_text() for text in fig.legends[0].texts] == ["one", "two"]
-    assert right.get_xlabel() == "final normalised score"
-    assert fig.get_supxlabel().startswith("Scale quick: 1 seed")
-
-
-def test_against_marks_every_run_in_every_panel():
-    runs = [record("a", [0] * 3, [0] * 3), record("b", [0] * 3, [0] * 3), record("a", [0] * 3, [0] * 3)]
-    panels = {"score": [1, 2, 3], "milliseconds": [4, float("nan"), 6]}
-    fig = plots.against(runs, {"a": "λ = 0", "b": "λ = 1"}, [0.1, 0.1, 1], "valid share", panels, "Title", " Note.")
-    drawn = {ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in fig.axes}
-    assert drawn["score"] == [[[0.1, 1], [1, 3]], [[0.1, 2]]]
-    assert drawn["milliseconds"][0] == [[0.1, 4], [1, 6]]
-    assert np.isnan(drawn["milliseconds"][1][0][1])
-    assert {(ax.get_xscale(), ax.get_xlabel()) for ax in fig.axes} == {("log", "valid share")}
-    assert [text.get_text() for text in fig.legends[0].texts] == ["λ = 0", "λ = 1"]
-    assert fig.get_supxlabel().replace("\n", " ").endswith("Note.")
-
-
-def test_equal_figures_are_equal_bytes(v1, tmp_path):
-    for copy in ("a", "b"):
-        plots.save(plots.environments(by_environment(v1), "Return"), tmp_path / "new" / copy)
-    for suffix in ("pdf", "png"):
-        one, other = ((tmp_path / "new" / f"{copy}.{suffix}").read_bytes() for copy in "ab")
-        assert one == other

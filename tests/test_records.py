@@ -21,6 +21,7 @@ from flowrl.study.records import (
     load,
     matrix,
     score,
+    sources,
 )
 
 
@@ -122,11 +123,12 @@ def test_missing_and_foreign_records(fake_records):
         load("figA2b", root, "quick")
 
 
-def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
-    text = caption(load("figA2b", fake_records("figA2b", "smoke"), "smoke"))
-    assert text.startswith("Scale smoke: 1 seed a run, 3,200 environment steps")
-    assert "0123456" in text
-    assert "the one run" in text
+def test_caption_names_scale_seeds_steps_and_stale_records_and_sources_the_commit(fake_records):
+    found = load("figA2b", fake_records("figA2b", "smoke"), "smoke")
+    text = caption(found)
+    assert text == "Line: the one run. Scale smoke: 1 seed a run, 3,200 environment steps."
+    said = sources(found)
+    assert said.startswith(text) and "Records of commit 0123456." in said and "over 4 episodes" in said
     assert "WARNING" not in text
     found = load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick")
     assert "3 seeds a run (iar-a2c 2), 200,000" in caption(found[1:])
@@ -138,7 +140,7 @@ def test_caption_names_scale_seeds_steps_commit_and_stale_records(fake_records):
     text = caption(found)
     assert "3 seeds a run, 200,000" in text
     assert "from the least to the greatest" in text
-    assert "0123456+" in text
+    assert "0123456+" in sources(found)
     assert "WARNING" in text
     assert "mask on ERA-v1" in text
     assert "MASK on ERA-v1" in caption(found, names={"mask": "MASK"})

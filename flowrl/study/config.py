@@ -368,7 +368,7 @@ def _read(path: Path) -> dict:
 
 def experiments(path: Path) -> dict[str, dict]:
     """Every experiment of experiments.yaml by name, as written. Raises ConfigError naming file and key."""
-    keys, optional = {"notebook", "environments", "runs", "title"}, {"settings", "scales"}
+    keys, optional = {"notebook", "environments", "runs", "title"}, {"settings", "scales", "figure", "see", "colour"}
     data = _read(Path(path))["experiments"]
     for name, experiment in data.items():
         wrong = keys - set(experiment) or set(experiment) - keys - optional

@@ -19,6 +19,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
 from ..envs.city import City
 from ..envs.draw import INK, RESOURCES, ROAD, places
+from . import plots
 from .plots import GREY, METHODS, REFERENCES, STYLE
 
 BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
@@ -33,12 +34,8 @@ class Correction(NamedTuple):
     dashes: str | tuple
 
 
-CORRECTIONS = {
-    "leave_one_out": Correction("leave-one-out", BLUE, "-"),
-    "mean": Correction("mean, 1/l", GOLD, (0, (6, 1.5, 1.5, 1.5))),
-    "none": Correction("none", GREY, (0, (1, 1.2))),
-    "paper": Correction("S/l² (printed)", RED, (0, (5, 1.5))),
-}
+CORRECTIONS = {kind: Correction(*look[:3]) for kind, look in plots.CORRECTIONS.items()}
+UNBIASED = CORRECTIONS["leave_one_out"].colour
 
 # --------------------------------------------------------------------------------- the idea, for the front page
 
@@ -186,7 +183,8 @@ def _weights(ax: Axes) -> None:
     l, executed, valid = len(VALID), np.arange(DRAWS) == EXECUTED, np.isin(range(DRAWS), VALID)
     leave_one_out = (r"executed: $1$", r"other valid: $-1/(l-1)$", r"refused: $0$")
     printed = (r"executed: $1 - S/l^2$", r"other valid: $-S/l^2$", r"refused: $0$")
-    _weight_bars(ax, 1.92, np.where(executed, 1, -1 / (l - 1)) * valid, BLUE, "leave-one-out: unbiased", leave_one_out)
+    weights, name = np.where(executed, 1, -1 / (l - 1)) * valid, "leave-one-out: unbiased"
+    _weight_bars(ax, 1.92, weights, UNBIASED, name, leave_one_out)
     name = r"$S/l^2$ (printed): $\mathrm{E}[1 - S/l^2]$ of it, wrong sign at $l < \sqrt{S}$"
     _weight_bars(ax, 0.82, (executed - DRAWS / l**2) * valid, RED, name, printed)
 
@@ -241,8 +239,8 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
         place = np.interp(0.0, multiple, mass), 0
         label = f"$S$ = {n_draws}" if n_draws == max(printed) else f"{n_draws}"
         ax.annotate(label, place, ha="center", va="center", color=shade, fontsize=9.5, bbox=box)
-    ax.plot(mass, leave_one_out, color=BLUE, linewidth=2.8)
-    ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=BLUE, textcoords="offset points")
+    ax.plot(mass, leave_one_out, color=UNBIASED, linewidth=2.8)
+    ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=UNBIASED, textcoords="offset points")
     for i, (name, (low, high)) in enumerate(ranges.items()):
         y = -1.15 * max(printed) / 2**i
         ax.plot((low, high), (y, y), color=GREY, linewidth=5, solid_capstyle="butt")

@@ -1,12 +1,14 @@
-"""Figures: data and an axis in, an axis out; one style, and for every method one colour, dash and marker for good.
+"""Looks and the parts of figures: data and an axis in, an axis out; one colour, one meaning.
 
-Colours are told apart under the common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the
-same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
+A method has its colour, dashes and marker for good, and so has each correction for rejection; the other variants of a
+method have colours that are none of these, and ordered quantities shades of one. Colours are told apart under the
+common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the same once more. What is drawn comes
+from records alone: nothing here trains, samples or knows an environment.
 """
 
 import itertools
 import logging
-import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +18,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, MaxNLocator
+from scipy.optimize import isotonic_regression
 
-from .records import Record, by_environment, by_label, caption, curves_drawn, gain, matrix, score
+from .records import Record, by_environment, by_label, matrix, sources
 from .stats import above, bootstrap_interval, iqm, normalised_score, on_common_grid
 
 plt.switch_backend(plt.get_backend())  # now: inside rc_context a notebook's first figure would be its last to be shown
@@ -33,6 +38,7 @@ class Method(NamedTuple):
     colour: str
     dashes: str | tuple
     marker: str
+    fill: str = "full"
 
 
 METHODS = {
@@ -48,22 +54,43 @@ METHODS = {
     "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
     "iar-a2c-gumbel": Method("IAR-A2C (Gumbel flow)", "#0000FF", (0, (7, 1, 2, 1)), "*"),
 }
-# an ablation's runs, in their order: colours that are no method's
-VARIANTS = [
-    Method("", "#D20F3C", (0, (6, 1.5, 1.5, 1.5)), "^"),
+CORRECTIONS = {  # of the gradient, for rejection
+    "leave_one_out": Method("leave-one-out", "#3C3CC3", "-", "o"),
+    "mean": Method("mean, 1/l", "#D2B43C", (0, (6, 1.5, 1.5, 1.5)), "D"),
+    "none": Method("none", "#7A7A7A", (0, (1, 1.2)), "v"),
+    "paper": Method("S/l² (printed)", "#D20F3C", (0, (5, 1.5)), "s"),
+}
+VARIANTS = [  # of a method, in their order: colours that are no method's and no correction's
+    Method("", "#E10FA5", (0, (6, 1.5, 1.5, 1.5)), "^"),
     Method("", "#78C396", (0, (2.5, 1.2)), "D"),
-    Method("", "#3C3CC3", (0, (1, 1)), "v"),
-    Method("", "#D2B43C", (0, (4, 1, 1, 1, 1, 1)), "P"),
-    Method("", "#4B1E3C", (0, (8, 2)), "X"),
-    Method("", "#7A7A7A", (0, (3, 1, 1, 1)), "<"),
-    Method("", "#E10FA5", (0, (1, 2)), "p"),
-    Method("", "#2D3C00", (0, (10, 1.5, 1, 1.5)), ">"),
+    Method("", "#4B1E3C", (0, (1, 1)), "v"),
+    Method("", "#BD77FF", (0, (4, 1, 1, 1, 1, 1)), "P"),
+    Method("", "#2D3C00", (0, (8, 2)), "X"),
+    Method("", "#6ADBEB", (0, (3, 1, 1, 1)), "<"),
+    Method("", "#8C6E5A", (0, (1, 2)), "p"),
+    Method("", "#3F40FC", (0, (10, 1.5, 1, 1.5)), ">"),
 ]
+ORDERED = "viridis_r"  # the greater the darker
+AGAIN = ("full", ""), ("none", (0, (9, 3))), ("left", (0, (1, 1.2)))  # runs that share a colour: fill and dashes
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
-FINAL = "; markers: each seed's final policy, by its exact return where that is known"
+PLACES = {  # what figures call environments, where that is not their name
+    "unseen-1": "First new city",
+    "unseen-2": "Second new city",
+    "authors-v4": "The authors' city v4",
+    "Joint-Cstr": "Two resources on a ring, at most one hop apart",
+    "Pistonball-v1": "5 pistons, 243 actions",
+    "Pistonball-v2": "8 pistons, 6,561 actions",
+    "Pistonball-v3": "10 pistons, 59,049 actions",
+    "Pistonball-v1-cstr": "5 pistons, constrained",
+    "Pistonball-v2-cstr": "8 pistons, constrained",
+    "ERA-v5-free": "ERA-v5 without constraints",
+}
+FINAL = "; markers: each seed's final policy"
 LOWEST_SCORE = -0.5  # that a strip of final scores has room for
-COSTS = "environment steps", "oracle calls", "seconds, batched oracle", "seconds, unbatched oracle"
+SCORE_TICKS = (-0.5, 0, 0.5, 0.8, 0.9, 0.95, 1)
+HALO = [withStroke(linewidth=2, foreground="white")]  # round type that lies on lines
 GREY, WARNING = "#555555", "#a00000"
+PAGE = 6.9  # inches, 828 pixels: the width of README and site
 
 STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "font.size": 11,
@@ -79,12 +106,31 @@ STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "pdf.fonttype": 42,
     "svg.hashsalt": "flowrl",
 }
+ON_A_PAGE: dict[Any, Any] = STYLE | {  # no type below 7 points: 12 pixels
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "figure.dpi": 120,
+}
 
 
 @contextmanager
 def style():
     """The one style, for as long as a figure is made or saved."""
     with plt.rc_context(STYLE):
+        yield
+
+
+@contextmanager
+def page():
+    """The same for a figure as wide as a page, `PAGE`, that is shown at its own size."""
+    with plt.rc_context(ON_A_PAGE):
         yield
 
 
@@ -108,6 +154,32 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
     return {label: looks[label]._replace(name=title) for label, title in titles.items()}
 
 
+def coloured_by(setting: str, values: dict[str, Any], titles: dict[str, str]) -> dict[str, Method]:
+    """Looks by label where the colour of a run stands for a setting, whose value in each run is given.
+
+    setting "method" or "correction": theirs; any other is a number, the greater the darker. Runs of equal value differ
+    in fill and dashes.
+    """
+    numbers = sorted(set(values.values()))
+    if setting in ("method", "correction"):
+        known = METHODS if setting == "method" else CORRECTIONS
+    else:
+        shades = map(to_hex, plt.get_cmap(ORDERED)(np.linspace(0.15, 1, len(numbers))))
+        known = {n: Method("", *look) for n, *look in zip(numbers, shades, "-" * len(numbers), "osD^v<>", strict=False)}
+    found, seen = {}, Counter()
+    for label, value in values.items():
+        fill, dashes = AGAIN[seen[value]]
+        seen[value] += 1
+        found[label] = known[value]._replace(name=titles[label], fill=fill, dashes=dashes or known[value].dashes)
+    return found
+
+
+def place(runs: list[Record]) -> str:
+    """What figures call the environment of these runs."""
+    name = runs[0].facts["environment"]
+    return PLACES.get(name, name)
+
+
 def return_column(group: list[Record]) -> str:
     """`exact_return` where all runs of a group have it, with more than one value each; else `eval_return_mean`."""
     exact = [run.curve.get("exact_return") for run in group]
@@ -126,31 +198,42 @@ def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
     return " Curves: exact returns" + f", but for {', '.join(sampled)}: means over episodes" * bool(sampled) + "."
 
 
+def scored(run: Record) -> Record:
+    """A run whose returns, of episodes and exact, are normalised scores: 0 random valid actions, 1 the optimum."""
+    known = run.facts["reference"]
+    columns = [name for name in ("eval_return_mean", "exact_return") if name in run.curve]
+    final = {name: normalised_score(run.facts[name], known) for name in ("final_return_mean", "final_exact_return")}
+    reference = {key: normalised_score(known[key], known) for key in REFERENCES}
+    curve = run.curve.assign(**{name: normalised_score(run.curve[name], known) for name in columns})
+    return run._replace(curve=curve, facts=run.facts | final | {"reference": reference})
+
+
 def learning_curve(
     ax: Axes, runs: list[Record], column: str | None = None, looks: dict[str, Method] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve.env_steps, marked: bool = False, log: bool = False,
+    x: Callable[[Record], pd.Series] = lambda run: run.curve.env_steps, log: bool = False,
 ) -> Axes:  # fmt: skip
     """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
 
-    column: default the return, as `return_column` says. marked: the legend shows the method's marker, too. log: x is
-    logarithmic; lines begin at the first x above zero.
+    column: default the return, as `return_column` says. log: x is logarithmic; lines begin at the first x above zero.
     """
     for label, group in by_label(runs).items():
-        name, colour, dashes, marker = looks[label] if looks else method(label)
+        look = looks[label] if looks else method(label)
         steps, values = on_common_grid([_curve(run, x(run), column or return_column(group)) for run in group])
         if log:
             steps, values = steps[steps > 0], values[:, steps > 0]
         low, high = bootstrap_interval(values[:, None], np.random.default_rng(0))
         zorder = 4 if label == "iar-a2c" else 3
-        legend: dict[str, Any] = dict(marker=marker, markevery=[]) if marked else {}
-        ax.plot(steps, iqm(values), color=colour, linestyle=dashes, label=name, zorder=zorder, **legend)
-        ax.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        marked: dict[str, Any] = dict(marker=look.marker, markevery=[], fillstyle=look.fill)  # in a legend alone
+        ax.plot(steps, iqm(values), color=look.colour, linestyle=look.dashes, label=look.name, zorder=zorder, **marked)
+        ax.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
     if log:
         ax.set_xscale("log")
     else:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.margins(x=0)
+    if not log:
+        ax.set_xlim(left=0)
     return ax
 
 
@@ -160,335 +243,132 @@ def _curve(run: Record, x: pd.Series, column: str) -> tuple[np.ndarray, np.ndarr
     return np.asarray(x[rows]), np.asarray(run.curve[column][rows])
 
 
-def final_scores(ax: Axes, runs: list[Record]) -> Axes:
-    """A marker a seed, right of the curves: the exact return of its final policy, or the episodes' mean without it."""
-    last = max(run.facts["env_steps"] for run in runs)
-    for i, (label, group) in enumerate(by_label(runs).items()):
-        _, colour, _, marker = method(label)
-        exact = [run.facts["final_exact_return"] for run in group]
-        returns = [run.facts["final_return_mean"] if e is None else e for run, e in zip(group, exact, strict=True)]
-        x = np.full(len(returns), last * (1.035 + 0.035 * i))
-        ax.plot(x, returns, marker, color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6, zorder=5)
-    ax.set_xlim(right=last * (1.035 + 0.035 * len(by_label(runs))))
-    return ax
+def final_returns(group: list[Record]) -> np.ndarray:
+    """The returns of each seed's final policy: exact where that is known, else the mean over episodes."""
+    facts = [run.facts for run in group]
+    exact = [f["final_exact_return"] for f in facts]
+    return np.array([f["final_return_mean"] if e is None else e for f, e in zip(facts, exact, strict=True)])
 
 
-def reference_lines(ax: Axes, reference: dict, labels: tuple[str, ...] = tuple(REFERENCES)) -> Axes:
-    """Lines at the exact returns: optimum dashed, go-and-stay and random dotted; those in `labels` bear their names."""
-    for key, name in REFERENCES.items():
+def final_scores(ax: Axes, runs: list[Record], looks: dict[str, Method] | None = None) -> dict[str, float]:
+    """A marker a seed, right of the curves: the return of its final policy; what they are on average, by name."""
+    last, groups = max(run.facts["env_steps"] for run in runs), by_label(runs)
+    ends = {}
+    for i, (label, group) in enumerate(groups.items()):
+        look, returns = looks[label] if looks else method(label), final_returns(group)
+        x = np.full(len(returns), last * (1.04 + 0.04 * i))
+        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, markersize=4, markeredgewidth=0.6,
+                markeredgecolor="white" if look.fill == "full" else look.colour, zorder=5)  # fmt: skip
+        ends[look.name] = float(returns.mean())
+    ax.set_xlim(right=last * (1.04 + 0.04 * len(groups)))
+    return ends
+
+
+def reference_lines(ax: Axes, reference: dict, names: dict[str, str] = REFERENCES) -> Axes:
+    """Lines at the exact returns: optimum dashed, go-and-stay and random dotted; those in `names` bear these."""
+    for key in REFERENCES:
         dashed = key == "optimal"
         ax.axhline(reference[key], color="black" if dashed else GREY, linestyle="--" if dashed else ":", linewidth=1.2)
-        if key in labels:
-            side, gap = ("top", -2) if key == "uniform_valid" else ("bottom", 2)
-            place: dict[str, Any] = dict(
-                xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side, fontsize=9, color=GREY
-            )
-            ax.annotate(name, (0, reference[key]), (4, gap), **place)
+        if key in names:
+            above_it = key != "go_and_stay"
+            offset: dict[str, Any] = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", zorder=6)
+            ax.annotate(names[key], (0, reference[key]), (4, 1 if above_it else -2), **offset, fontsize=8, color=GREY,
+                        va="bottom" if above_it else "top", path_effects=HALO)  # fmt: skip
     return ax
 
 
-def normalised_axis(ax: Axes, reference: dict, label: bool = True) -> Axes:
-    """A second y-axis on the right: 0 at the return of random valid actions, 1 at the optimum."""
-    span = reference["optimal"] - reference["uniform_valid"]
-    second = ax.secondary_yaxis(
-        "right",
-        functions=(lambda y: (y - reference["uniform_valid"]) / span, lambda x: reference["uniform_valid"] + x * span),
-    )
-    second.tick_params(labelsize=9, colors=GREY)
-    if label:
-        second.set_ylabel("normalised score", color=GREY)
-    return ax
+def stretch(ax: Axes, which: str) -> None:
+    """Scores on the "x" or "y" axis: linear about the optimum, 1, logarithmic in the distance to it further away."""
+    axis, width = getattr(ax, f"{which}axis"), 0.08
+
+    def forward(score):
+        return -np.arcsinh((1 - np.asarray(score)) / width)
+
+    getattr(ax, f"set_{which}scale")("function", functions=(forward, lambda y: 1 + width * np.sinh(y)))
+    axis.set_major_locator(FixedLocator(SCORE_TICKS))
+    axis.set_major_formatter(FixedFormatter([f"{tick:g}".replace("-", "−") for tick in SCORE_TICKS]))
+    axis.set_minor_locator(FixedLocator([]))
 
 
-def whole_range(runs: list[Record], reference: dict) -> tuple[float, float]:
-    """From below random actions and the curves, but no lower than a score of about −1, to above the optimum."""
-    span = reference["optimal"] - reference["uniform_valid"]
-    lowest = min(run.curve["eval_return_mean"].min() for run in runs)
-    below = np.clip(reference["uniform_valid"] - lowest, 0.2 * span, span)
-    return reference["uniform_valid"] - below - 0.05 * span, reference["optimal"] + 0.14 * span
+def name_ends(ax: Axes, ends: dict[str, float], gap: float = 10) -> None:
+    """A name right of the axes for every line, in its colour, joined to where the line ends by a thin one.
 
-
-def last_stretch(reference: dict) -> tuple[float, float]:
-    """From a normalised score of 0.8, or twice the plateau's distance, to above the optimum: where policies differ."""
-    gap = reference["optimal"] - reference["go_and_stay"]
-    span = reference["optimal"] - reference["uniform_valid"]
-    return reference["optimal"] - max(0.2 * span, 2 * gap), reference["optimal"] + 0.35 * gap
-
-
-def environment(axes: tuple[Axes, Axes], runs: list[Record], leftmost: bool = True, rightmost: bool = True) -> None:
-    """One environment's runs, twice: above from random to the optimum, below the last stretch; with final scores."""
-    top, bottom = axes
-    reference = runs[0].facts["reference"]
-    for ax, limits in ((top, whole_range(runs, reference)), (bottom, last_stretch(reference))):
-        learning_curve(ax, runs, marked=True).set_ylim(*limits)
-        final_scores(ax, runs)
-        normalised_axis(ax, reference, label=rightmost)
-        if leftmost:
-            ax.set_ylabel("return of an episode")
-    reference_lines(top, reference, labels=("optimal", "uniform_valid"))
-    reference_lines(bottom, reference, labels=("optimal", "go_and_stay"))
-    top.axhspan(*last_stretch(reference), color="#f2f2f2", zorder=0, linewidth=0)
-    bottom.set_facecolor("#f2f2f2")
-    bottom.grid(color="white")
-    top.set_title(runs[0].facts["environment"], fontweight="bold")
-    top.tick_params(labelbottom=False)
-    bottom.set_xlabel("environment steps")
-
-
-def _legend_and_caption(
-    fig: Figure, axes: np.ndarray, runs: list[Record], title: str, ncols: int, drawn: str = "", note: str = "",
-    looks: dict[str, Method] | None = None,
-) -> None:  # fmt: skip
-    """One legend for all axes, the title above it, and below what the records call for; a warning's colour if stale."""
-    handles = {handle.get_label(): handle for ax in axes.flat for handle in ax.get_legend_handles_labels()[0]}
-    width = fig.get_figwidth()
-    fig.legend(handles.values(), handles, title=textwrap.fill(title, int(width * 9)), title_fontsize=13,
-               loc="outside upper center", ncols=min(len(handles), ncols), handlelength=3.2)  # fmt: skip
-    text = textwrap.fill(caption(runs, drawn, _names(runs, looks)) + note, int(width * 15))
-    fig.supxlabel(text, fontsize=8, color=WARNING if any(run.stale for run in runs) else GREY)
-
-
-def _names(runs: list[Record], looks: dict[str, Method] | None = None) -> dict[str, str]:
-    """What the legend calls each run, by label."""
-    return {label: (looks[label] if looks else method(label)).name for label in by_label(runs)}
-
-
-def environments(groups: dict[str, list[Record]], title: str) -> Figure:
-    """A column an environment, a legend, and the caption that its records call for."""
-    with style():
-        width = max(3.1 * len(groups) + 0.6, 5.2)
-        fig, axes = plt.subplots(2, len(groups), figsize=(width, 6.4), squeeze=False, layout="constrained")
-        for i, (pair, runs) in enumerate(zip(axes.T, groups.values(), strict=True)):
-            environment(pair, runs, leftmost=i == 0, rightmost=i == len(groups) - 1)
-        runs = [run for group in groups.values() for run in group]
-        note = returns_drawn(runs, _names(runs))
-        _legend_and_caption(fig, axes, runs, title, 6 if width > 8 else 2, curves_drawn(runs) + FINAL, note)
-    return fig
-
-
-FRONT = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar")  # what the front page shows
-
-
-def front(groups: dict[str, list[Record]]) -> Figure:
-    """Four environments, two by two, at the width of a page: scores against steps, each curve named at its end."""
-    with style(), plt.rc_context({"font.size": 9, "lines.linewidth": 1.6}):
-        fig, axes = plt.subplots(2, 2, figsize=(6.9, 5.6), sharex=True, sharey=True, layout="constrained")
-        for ax, (name, runs) in zip(axes.flat, groups.items(), strict=True):
-            shown = [_scored(run) for run in runs if run.facts["label"] in FRONT]
-            learning_curve(ax, shown, "score").set_title(name, fontsize=10, fontweight="bold")
-            ax.axhline(1, color="black", linestyle="--", linewidth=1)
-            stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
-            ax.axhline(stay, color="black", linestyle=":", linewidth=1)
-            _named_at_the_end(ax, {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")})
-        axes[0, 0].annotate("optimum", (0, 1), (3, 2), textcoords="offset points", fontsize=8, color=GREY)
-        known = next(iter(groups.values()))[0].facts["reference"]
-        stay = normalised_score(known["go_and_stay"], known)
-        axes[0, 0].annotate("go and stay", (0, stay), (3, -10), textcoords="offset points", fontsize=8, color=GREY)
-        axes[0, 0].set_ylim(-0.15, 1.12)
-        fig.supylabel("score: 0 random valid actions, 1 optimum", fontsize=9)
-        for ax in axes[1]:
-            ax.set_xlabel("environment steps")
-    return fig
-
-
-def _scored(run: Record) -> Record:
-    """A run whose curve has a column of normalised scores, of the returns over evaluation episodes."""
-    return run._replace(
-        curve=run.curve.assign(score=normalised_score(run.curve["eval_return_mean"], run.facts["reference"]))
-    )
-
-
-def _named_at_the_end(ax: Axes, lines: dict, gap: float = 0.085) -> None:
-    """A name right of every line's end, in its colour; from the top down, none nearer to the one above than `gap`."""
-    place = 1.05 + gap
-    for end, name in sorted(((float(line.get_ydata()[-1]), name) for name, line in lines.items()), reverse=True):
-        place = min(end, place - gap)
-        ax.annotate(name, (1, place), (4, -3), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-                    fontsize=8, color=lines[name].get_color(), annotation_clip=False)  # fmt: skip
-
-
-def curves(
-    groups: dict[str, list[Record]], title: str, lines: dict[str, dict[str, float]] | None = None,
-    x: Callable[[Record], pd.Series] = lambda run: run.curve.env_steps, xlabel: str = "environment steps",
-    log: bool = False, column: str | None = None, ylabel: str = "return of an episode",
-) -> Figure:  # fmt: skip
-    """A panel a group: a column against environment steps, or x; `lines`: values by name to draw in a group's panel."""
-    with style():
-        width = max(4.2 * len(groups), 5.6)
-        fig, axes = plt.subplots(1, len(groups), figsize=(width, 4.4), squeeze=False, layout="constrained")
-        for ax, (name, runs) in zip(axes[0], groups.items(), strict=True):
-            learning_curve(ax, runs, column, x=x, log=log).set_title(name, fontweight="bold")
-            ax.set_xlabel(xlabel)
-            levels = (lines or {}).get(name, {})
-            for i, (what, value) in enumerate(levels.items()):
-                ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.2)
-                highest = value == max(levels.values())
-                place = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", fontsize=9, color=GREY)
-                place |= dict(va="bottom" if highest else "top")  # and side by side: values may lie close
-                ax.annotate(what, (0.02 + 0.4 * i, value), (0, 3 if highest else -3), **place)
-        axes[0, 0].set_ylabel(ylabel)
-        runs = [run for group in groups.values() for run in group]
-        note = "" if column else returns_drawn(runs, _names(runs))
-        _legend_and_caption(fig, axes, runs, title, int(width / 2.2), note=note)
-    return fig
-
-
-def costs(groups: dict[str, list[Record]], seconds: pd.DataFrame, title: str) -> Figure:
-    """A row an environment: return against environment steps, oracle calls, and seconds of training.
-
-    seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, each oracle's timed in one run.
+    ends: by the line's name, its last y. gap: points from one name to the next, at least.
     """
-    pace = seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"]
-
-    def spent(oracle: str) -> Callable[[Record], pd.Series]:
-        return lambda run: run.curve["env_steps"] * pace[run.facts["environment"], run.facts["label"], oracle]
-
-    with style():
-        size = (14, 0.9 + 3.3 * len(groups))
-        fig, axes = plt.subplots(len(groups), 4, figsize=size, squeeze=False, sharey="row", layout="constrained")
-        for row, (name, runs) in zip(axes, groups.items(), strict=True):
-            known = runs[0].facts["reference"]
-            calling = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
-            timed = [run for run in calling if (name, run.facts["label"], "one at a time") in pace.index]
-            learning_curve(row[0], runs)
-            learning_curve(row[1], calling, x=lambda run: run.curve.oracle_calls, log=True)
-            learning_curve(row[2], runs, x=spent("batched"), log=True)
-            learning_curve(row[3], timed, x=spent("one at a time"), log=True)
-            row[0].set(ylabel=f"{name}: return", ylim=whole_range(runs, known))
-            for i, (ax, xlabel) in enumerate(zip(row, COSTS, strict=True)):
-                ax.set_xlabel(xlabel)
-                reference_lines(ax, known, labels=() if i else ("optimal", "go_and_stay"))
-        runs = [run for group in groups.values() for run in group]
-        note = " Seconds a step were timed apart, with either oracle in one run." + returns_drawn(runs, _names(runs))
-        _legend_and_caption(fig, axes, runs, title, 6, note=note)
-    return fig
+    lines = {line.get_label(): line for line in ax.lines}
+    height = ax.figure.get_figheight() * 72 * ax.get_position().height
+    order = sorted((name for name in ends if np.isfinite(ends[name])), key=lambda name: -ends[name])
+    low, high = ax.transAxes.inverted().transform(ax.transData.transform([(1, ends[name]) for name in order]))[:, 1], 1
+    places = spread(np.clip(low, 0, high), gap / height)
+    for name, end, place in zip(order, np.clip(low, 0, high), places, strict=True):
+        colour = lines[name].get_color()
+        arrow: dict[str, Any] = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=0)
+        ax.annotate(name, (1, end), (1.06, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8,
+                    color=colour, va="center", arrowprops=arrow, annotation_clip=False)  # fmt: skip
 
 
-def against(
-    runs: list[Record], titles: dict[str, str], x: Sequence[float], xlabel: str, panels: dict[str, Sequence[float]],
-    title: str, note: str = "",
-) -> Figure:  # fmt: skip
-    """A panel an entry of `panels` (its label: a value a run), a marker a run, against x on a logarithmic axis."""
-    looks, labels = variants(titles), np.array([run.facts["label"] for run in runs])
-    with style():
-        fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 4.2), squeeze=False, layout="constrained")
-        for ax, (ylabel, values) in zip(axes[0], panels.items(), strict=True):
-            for label, look in looks.items():
-                its = labels == label
-                ax.plot(np.asarray(x)[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.75,
-                        label=look.name)  # fmt: skip
-            ax.set(xscale="log", xlabel=xlabel, title=textwrap.fill(ylabel, 26))
-        _legend_and_caption(fig, axes, runs, title, len(titles), "Markers: one a seed", note, looks)
-    return fig
-
-
-def final_strip(ax: Axes, runs: list[Record], looks: dict[str, Method]) -> Axes:
-    """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean.
-
-    Scores below `LOWEST_SCORE` stand at the left edge, by their values.
-    """
-    groups = by_label(runs)
-    for row, (label, group) in enumerate(groups.items()):
-        look, facts = looks[label], [run.facts for run in group]
-        exact = [f["final_return_mean"] if f["final_exact_return"] is None else f["final_exact_return"] for f in facts]
-        scores = np.array([normalised_score(value, f["reference"]) for value, f in zip(exact, facts, strict=True)])
-        shown, off = scores[scores >= LOWEST_SCORE], scores[scores < LOWEST_SCORE]
-        ax.plot(shown, np.full(len(shown), row), look.marker, color=look.colour, alpha=0.75, markersize=6)
-        if scores.mean() >= LOWEST_SCORE:
-            ax.plot(scores.mean(), row, "|", color="black", markersize=14)
-        if len(off):
-            text = "← " + ", ".join(f"{score:.1f}".replace("-", "−") for score in np.sort(off))
-            ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=9, color=look.colour)
-    stay = normalised_score(runs[0].facts["reference"]["go_and_stay"], runs[0].facts["reference"])
-    assert stay is not None  # as the scores are
-    for x, name, side, dashes in ((stay, "go and stay ", "right", ":"), (1, " optimum", "left", "--")):
-        ax.axvline(x, color=GREY if dashes == ":" else "black", linestyle=dashes, linewidth=1.2)
-        ax.text(x, 1, name, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=9, color=GREY)
-    ax.set_yticks(range(len(groups)), [looks[label].name for label in groups])
-    ax.set_ylim(len(groups) - 0.5, -0.5)
-    ax.set_xlabel("final normalised score")
-    return ax
-
-
-def ablation(
-    runs: list[Record], titles: dict[str, str], title: str, column: str, label: str, log: bool = False
-) -> Figure:
-    """Runs of one environment side by side: return, another column of the records, and each seed's final score."""
-    looks, reference = variants(titles), runs[0].facts["reference"]
-    with style():
-        fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), layout="constrained", width_ratios=(1, 1, 0.8))
-        learning_curve(axes[0], runs, looks=looks).set_ylabel("return of an episode")
-        axes[0].set_ylim(*whole_range(runs, reference))
-        reference_lines(axes[0], reference)
-        trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
-        learning_curve(axes[1], trained, column, looks).set_ylabel(label)
-        axes[1].set_yscale("log" if log else "linear")
-        for ax in axes[:2]:
-            ax.set_xlabel("environment steps")
-        final_strip(axes[2], runs, looks)
-        note = returns_drawn(runs, _names(runs, looks))
-        _legend_and_caption(fig, axes[:1], runs, title, 4, curves_drawn(runs) + FINAL, note, looks)
-    return fig
-
-
-def bridge(
-    runs: list[Record], titles: dict[str, str], authors: pd.DataFrame, published: pd.DataFrame, title: str
-) -> Figure:
-    """Runs on the authors' city beside their own code's curve and the published one: return, ELBO, valid draws.
-
-    authors: env_steps, return_mean, elbo, valid_rate; published: env_steps, return, tolerance.
-    """
-    looks = variants(titles)
-    with style():
-        fig, axes = plt.subplots(1, 3, figsize=(13.5, 4.6), layout="constrained")
-        trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
-        theirs = {"color": "black", "linewidth": 1, "label": "their code, run here (1 seed, 10 episodes)"}
-        columns = {"return_mean": None, "elbo": "elbo", "valid_rate": "valid_rate"}
-        for ax, (column, ours) in zip(axes, columns.items(), strict=True):
-            learning_curve(ax, trained, ours, looks)
-            ax.plot(authors["env_steps"], authors[column], **theirs)
-            ax.set(xlabel="environment steps", xlim=(0, max(authors["env_steps"].max(), published["env_steps"].max())))
-        place = published["env_steps"], published["return"], published["tolerance"]
-        axes[0].errorbar(*place, fmt="D", color=GREY, capsize=3, clip_on=False, zorder=6, label="published (read off)")
-        reference_lines(axes[0], runs[0].facts["reference"])
-        axes[0].set(ylabel="return of an episode", ylim=whole_range(runs, runs[0].facts["reference"]))
-        axes[1].set(ylabel="ELBO of log π(a|s), nats", ylim=(-20, 1))
-        axes[2].set(ylabel="share of draws that are valid", ylim=(0, 1.03))
-        _legend_and_caption(fig, axes[:1], runs, title, 3, note=returns_drawn(runs, _names(runs, looks)), looks=looks)
-    return fig
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Descending places moved apart until each is at least `gap` below the one before, as little as that takes."""
+    shift = gap * np.arange(len(places))
+    wanted = places + shift  # then it is enough that they do not ascend: the nearest such in least squares
+    return isotonic_regression(wanted, increasing=False).x - shift
 
 
 def profile(ax: Axes, runs: list[Record], value: Callable[[Record], float | None], thresholds: np.ndarray) -> Axes:
     """Performance profiles: a line a label, the share of its runs whose value is above a threshold, against that."""
     for label, group in by_label(runs).items():
-        name, colour, dashes, _ = method(label)
+        name, colour, dashes, _, _ = method(label)
         over = above(matrix(group, value), thresholds)
         ax.plot(thresholds, over.mean((0, 1)), color=colour, linestyle=dashes, label=name)
         low, high = bootstrap_interval(over, np.random.default_rng(0), np.mean)
-        ax.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(thresholds, low, high, color=colour, alpha=0.12, linewidth=0)
     ax.set_ylim(-0.02, 1.02)
     ax.margins(x=0)
     return ax
 
 
-def profiles(runs: list[Record], title: str) -> Figure:
-    """Performance profiles of score and plateau gain over all environments of the runs."""
-    with style():
-        fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-        profile(axes[0], runs, lambda run: score(run.facts), np.linspace(0, 1, 201)).set_xlabel("normalised score τ")
-        profile(axes[1], runs, lambda run: gain(run.facts), np.linspace(-1, 1, 201)).set_xlabel("plateau gain τ")
-        axes[1].axvline(0, color=GREY, linestyle=":", linewidth=1.2)
-        axes[0].set_ylabel("share of runs above τ")
-        drawn = "Line: share of final policies, environments and seeds together; band: 95 % stratified bootstrap"
-        sampled = {method(run.facts["label"]).name for run in runs if run.facts["final_exact_return"] is None}
-        note = f" Exact scores{'; by episodes: ' * bool(sampled)}{', '.join(sorted(sampled))}."
-        _legend_and_caption(fig, axes, runs, title, 6, drawn, note)
-    return fig
+def final_strip(ax: Axes, rows: list[tuple[str, Method | None, list[Record]]], usual: list[Record]) -> Axes:
+    """A row a run: each seed's final score, exact where that is known, 0 for random and 1 for the optimum; the mean.
+
+    rows: a name, its look and its records; a heading has none. Scores below `LOWEST_SCORE` stand at the left edge, by
+    their values. Band: from the least to the greatest seed of the `usual` run.
+    """
+    for row, (_, look, group) in enumerate(rows):
+        if look:
+            _final_row(ax, row, look, final_returns([scored(run) for run in group]))
+    stay = scored(usual[0]).facts["reference"]["go_and_stay"]
+    for x, name, dashes in ((stay, "go and stay", ":"), (1, "optimum", "--")):
+        ax.axvline(x, color=GREY if dashes == ":" else "black", linestyle=dashes, linewidth=1.2)
+        ax.text(x, 1, name, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=8, color=GREY)
+    its = final_returns([scored(run) for run in usual])
+    ax.axvspan(its.min(), its.max(), color="#dddddd", zorder=0, linewidth=0)
+    stretch(ax, "x")
+    ax.set_xlim(LOWEST_SCORE - 0.1, 1.04)
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    for tick, (_, look, _) in zip(ax.get_yticklabels(), rows, strict=True):
+        tick.set_fontweight("normal" if look else "bold")
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel("final score: 0 random valid actions, 1 optimum")
+    return ax
 
 
-def save(fig: Figure, stem: Path) -> None:
-    """Write <stem>.pdf and <stem>.png; equal figures are equal bytes."""
+def _final_row(ax: Axes, row: int, look: Method, scores: np.ndarray) -> None:
+    """A marker a seed, a bar at their mean; those below what the axis has room for by their values."""
+    shown, off = scores[scores >= LOWEST_SCORE], scores[scores < LOWEST_SCORE]
+    its: dict[str, Any] = dict(color=look.colour, fillstyle=look.fill, alpha=0.85, markersize=5, zorder=4)
+    ax.plot(shown, np.full(len(shown), row), look.marker, **its)
+    if scores.mean() >= LOWEST_SCORE:
+        ax.plot(scores.mean(), row, "|", color="black", markersize=11, zorder=5)
+    if len(off):
+        text = "← " + ", ".join(f"{score:.1f}".replace("-", "−") for score in np.sort(off))
+        ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=8, color=look.colour)
+
+
+def save(fig: Figure, stem: Path, runs: Sequence[Record] = ()) -> None:
+    """Write <stem>.pdf and <stem>.png, which name the records they are drawn from; equal figures are equal bytes."""
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
+    said = sources(list(runs)) if runs else None
     with style():
-        fig.savefig(f"{stem}.pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-        fig.savefig(f"{stem}.png", metadata={"Software": None})
+        nameless = {"CreationDate": None, "Producer": None, "Creator": None}
+        fig.savefig(f"{stem}.pdf", metadata=nameless | {"Subject": said})
+        fig.savefig(f"{stem}.png", metadata={"Software": None} | ({"Description": said} if said else {}))

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import runs, scale_drawn
+from .config import experiments, runs, scale_drawn
 from .forms import ConfigError, check
 from .stats import normalised_score, plateau_gain
 
@@ -241,6 +241,15 @@ def load(
     return found
 
 
+def figures(notebook: str, path: Path = EXPERIMENTS) -> dict[str, list[str]]:
+    """The figures that a notebook draws from records, and the experiments in each: one's `figure`, else its name."""
+    found: dict[str, list[str]] = {}
+    for name, experiment in experiments(path).items():
+        if experiment["notebook"] == notebook:
+            found.setdefault(experiment.get("figure", name), []).append(name)
+    return found
+
+
 def by_environment(records: list[Record]) -> dict[str, list[Record]]:
     """Records grouped by environment, in the order in which they come."""
     return _grouped(records, "environment")
@@ -326,26 +335,33 @@ def _seeds(records: list[Record]) -> Counter:
 
 
 def caption(records: list[Record], drawn: str = "", names: dict[str, str] | None = None) -> str:
-    """What a figure must say of its records: scale, seeds, steps, episodes, commits; a warning where some are stale.
+    """What a figure must say of its records to be read: lines and bands, scale, seeds, steps; a warning if stale.
 
-    drawn: what lines, bands and markers are; default as `curves_drawn` says. names: what the legend calls each run, by
+    drawn: what lines, bands and markers are; default as `curves_drawn` says. names: what the figure calls each run, by
     label; default the label.
     """
     names = {record.facts["label"]: record.facts["label"] for record in records} | (names or {})
-    configs = [record.facts["config"] for record in records]
-    commits = sorted({_commit(record.facts) for record in records})
     text = (
-        f"Scale {_span((record.scale for record in records), str)}: {_seeds_a_run(records, names)}, "
-        f"{_span(config['steps'] for config in configs)} environment steps, evaluated every "
-        f"{_span(config['eval_every'] for config in configs)} steps over {_span(c['eval_episodes'] for c in configs)} "
-        f"episodes and at the end over {_span(c['final_episodes'] for c in configs)}. "
-        f"{drawn or curves_drawn(records)}. "
-        f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
+        f"{drawn or curves_drawn(records)}. Scale {_span((record.scale for record in records), str)}: "
+        f"{_seeds_a_run(records, names)}, {_span(record.facts['config']['steps'] for record in records)} "
+        "environment steps."
     )
     stale = sorted({f"{names[r.facts['label']]} on {r.facts['environment']}" for r in records if r.stale})
     if stale:
         text += f" WARNING: made with other settings than experiments.yaml now names: {', '.join(stale)}."
     return text
+
+
+def sources(records: list[Record]) -> str:
+    """Where a figure comes from, for its file's metadata: the caption's facts, evaluations, the records' commits."""
+    configs = [record.facts["config"] for record in records]
+    commits = sorted({_commit(record.facts) for record in records})
+    return (
+        f"{caption(records)} Evaluated every {_span(config['eval_every'] for config in configs)} steps over "
+        f"{_span(config['eval_episodes'] for config in configs)} episodes and at the end over "
+        f"{_span(config['final_episodes'] for config in configs)}. "
+        f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
+    )
 
 
 def _seeds_a_run(records: list[Record], names: dict[str, str]) -> str:
