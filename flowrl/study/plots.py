@@ -230,7 +230,7 @@ def learning_curve(
         ax.set_xscale("log")
     else:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 3, 5, 10]))
     ax.margins(x=0)
     if not log:
         ax.set_xlim(left=0)
