@@ -99,7 +99,7 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
 class RewardScale:
     """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4).
 
-    While that is below 1e-4 they stay as they are.
+    While that is below a thousandth of its root mean square, over the latter: a factor of the rewards cancels.
 
     >>> scale = RewardScale(n_envs=1, gamma=0.0, device="cpu")
     >>> scale(torch.tensor([[100.0], [300.0]]), torch.zeros(2, 1, dtype=torch.bool)).flatten()  # deviation 100
@@ -118,8 +118,9 @@ class RewardScale:
             self.moments += torch.stack((torch.ones_like(past).sum(), past.sum(), past.square().sum()))
             self.past = torch.where(end, 0.0, past)
         n, total, squares = self.moments
-        variance = squares / n - (total / n).square()
-        return reward / torch.where(variance > 1e-8, variance, 1.0).sqrt().to(reward.dtype)
+        variance, square = squares / n - (total / n).square(), squares / n
+        scale = torch.where(variance > 1e-6 * square, variance, square)  # less may be float32's rounding
+        return reward / torch.where(scale > 0, scale, 1.0).sqrt().to(reward.dtype)
 
 
 class Trainer:

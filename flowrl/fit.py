@@ -28,6 +28,9 @@ from .fitted import FORMAT, Fitted, spaces_of
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
+# Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
+# carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
+STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
 Env = str | Path | Callable[[], gymnasium.Env] | SyncVectorEnv | Batched
 
 
@@ -61,10 +64,10 @@ def fit(
     evaluate every `eval_every` steps, `eval_episodes` each; the best weights are kept (`use_best`). callback(trainer):
     after every update; False stops. log: "tensorboard" writes into runs/.
     method, settings: as on the command line (`python -m flowrl list --settings`), but for Wol-DDPG, which asks no
-    oracle; a batched environment says n_envs and device itself; rewards of gymnasium environments are divided by their
-    running deviation unless normalise_reward=False. Everything drawn is seeded by `seed`. Warns where draws were hardly
-    ever valid. Raises ValueError; NoValidActionError; FloatingPointError where something is not finite; RuntimeError
-    from an error inside the environment; the error's `trainer` has what was learnt until then.
+    oracle; a batched environment says n_envs and device itself; for gymnasium environments STRANGERS take the place of
+    the defaults, so that rewards of any scale are learnt from. Everything drawn is seeded by `seed`. Warns where draws
+    were hardly ever valid. Raises ValueError; NoValidActionError; FloatingPointError where something is not finite;
+    RuntimeError from an error inside the environment; the error's `trainer` has what was learnt until then.
 
     >>> import flowrl
     >>> class Pair(gymnasium.Env):  # two jobs for two of four workers, not for the same one; pays their numbers
@@ -93,8 +96,8 @@ def fit(
         settings["n_envs"] = env.n_envs
     elif isinstance(env, SyncVectorEnv):
         settings.setdefault("n_envs", env.num_envs)
-    if not _is_batched(env) and not _is_named(env):
-        settings.setdefault("normalise_reward", True)
+    if not (_is_batched(env) or _is_named(env)):
+        settings = STRANGERS | settings
     config = make_config(_name(env), method, settings | {"steps": total_steps or steps, "seed": seed})
     if steps < 0 or (total_steps or steps) < steps:
         raise ValueError(f"steps is {steps} and total_steps {total_steps}; allowed: 0 ≤ steps ≤ total_steps")

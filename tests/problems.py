@@ -8,8 +8,8 @@ from gymnasium import spaces
 
 JOBS = (3, 5, 2)  # job d may be given to the first JOBS[d] of five workers
 PAY = np.random.default_rng(0).random((3, 3, 5))  # by day, job, worker: how well a worker does a job
-QUICK = {"progress": False, "gamma": 0.1, "entropy": 0.5, "hidden": 64, "normalise_reward": False}
-FAST = {"progress": False, "n_envs": 4, "n_draws": 8, "hidden": 16, "policy_hidden": 8}
+QUICK = {"progress": False, "gamma": 0.1, "entropy": 0.5, "hidden": 64}
+FAST = {"progress": False, "n_envs": 4, "n_steps": 1, "n_draws": 8, "hidden": 16, "policy_hidden": 8}
 
 
 class Assignment(gymnasium.Env):

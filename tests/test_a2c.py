@@ -394,9 +394,12 @@ def test_rewards_are_scaled_by_the_spread_of_their_discounted_past():
     assert torch.equal(other.reward_scale.moments, one.reward_scale.moments) and one.reward_scale.moments[0] == 16
 
 
-def test_rewards_without_a_spread_stay_as_they_are():
-    scale = RewardScale(2, 0.9, "cpu")
-    assert torch.equal(scale(torch.full((1, 2), 3.0), torch.tensor([[True, True]])), torch.full((1, 2), 3.0))
+@pytest.mark.parametrize("reward", [0.0, 1e-6, 0.3, 1e6])
+def test_rewards_without_a_spread_count_as_one(reward):
+    scale, always = RewardScale(2, 0.9, "cpu"), torch.tensor([[True, True]])
+    for _ in range(9):
+        scaled = scale(torch.full((1, 2), reward), always)
+    torch.testing.assert_close(scaled, torch.full((1, 2), float(reward > 0)))
 
 
 @pytest.mark.parametrize("sampled", [True, False])

