@@ -126,9 +126,12 @@ class Fitted(Trainer):
         """The learning curve, a pandas.DataFrame, a row whenever training episodes have ended, or a tenth of it has:
 
         env_steps; means since the row before: episodes, how many ended; return, their undiscounted mean, NaN without
-        any; reward, of a step; valid_rate, the share of valid draws.
+        any; reward, of a step; valid_rate, the share of valid draws. ImportError without pandas; `rows` needs none.
         """
-        import pandas as pd  # here: takes half a second
+        try:
+            import pandas as pd  # here: takes half a second, and nothing else needs it
+        except ImportError:
+            raise ImportError("curve is a pandas.DataFrame: pip install pandas; `rows` has the same in dicts") from None
 
         columns = ["env_steps", "episodes", "return", "reward", "valid_rate"]
         return pd.DataFrame(self.rows, columns=pd.Index([*columns, "draws", "valid"]))[columns]
@@ -225,7 +228,7 @@ class Fitted(Trainer):
         decided, counts = rejection.decide(
             self.policy, self.oracle, observation, more, generator, self.fallback, executed
         )
-        action = greediest(self.policy, decided).where(decided.sampled[:, None], decided.action)
+        action = greediest(self.policy, decided, generator).where(decided.sampled[:, None], decided.action)
         return decided._replace(action=action), counts
 
     def evaluate(
@@ -295,10 +298,11 @@ class Fitted(Trainer):
             temporary.unlink(missing_ok=True)
 
 
-def greediest(policy, decided: rejection.Decision) -> Tensor:
+def greediest(policy, decided: rejection.Decision, generator: torch.Generator) -> Tensor:
     """Of each state's valid draws the most probable one, or, where no probability is known, the most frequent one.
 
-    Among equally frequent ones that whose categories are the most frequent, each by itself. → (B, D)
+    Among equally frequent ones that whose categories are the most frequent, each by itself. generator: of what an
+    estimate of the probability draws. → (B, D)
     """
     observation, action, valid = decided.observation, decided.sample.action, decided.valid
     with torch.no_grad():
@@ -310,7 +314,7 @@ def greediest(policy, decided: rejection.Decision) -> Tensor:
             frequency = (alike.all(-1) & valid.unsqueeze(1)).sum(-1)
             score = frequency + (alike & both).float().mean((2, 3))
         else:
-            score = policy.log_prob(policy.features(observation), decided.sample)
+            score = policy.log_prob(policy.features(observation), decided.sample, generator)
     best = score.masked_fill(~valid, -torch.inf).argmax(-1)
     return action[torch.arange(len(action), device=action.device), best]
 

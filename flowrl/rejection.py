@@ -256,12 +256,13 @@ def _from_fallback(sizes, oracle, observation, fallback, counts) -> tuple[Tensor
     if action is None:
         nothing = torch.full((len(observation), len(sizes)), NOTHING, dtype=torch.int64, device=observation.device)
         return nothing, torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
-    counts["asked"] += len(observation)
-    return action, ask(oracle, observation, action[:, None])[:, 0]
+    inside = (action >= 0).all(-1)  # not NOTHING
+    counts["asked"] += int(inside.sum())
+    return action, inside & ask(oracle, observation, action.clamp_min(0)[:, None])[:, 0]
 
 
 def _suggested(sizes, observation, fallback) -> Tensor | None:
-    """What the fallback says, (b, D), or None. ValueError for anything else."""
+    """What the fallback says, (b, D), NOTHING where it knows nothing, or None. ValueError for anything else."""
     shape = (len(observation), len(sizes))
     action = None if fallback is None else fallback(observation)
     if action is None:

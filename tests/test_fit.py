@@ -326,6 +326,12 @@ trainer = flowrl.fit("CartPole-v1", steps=64, n_envs=4, progress=False)
 trainer.save("a.pt")
 assert flowrl.load("a.pt").act([0.0] * 4) in (0, 1)
 assert len(trainer.evaluate(n_episodes=2)[0]) == 2 and trainer.rows
+try:
+    trainer.curve
+except ImportError as error:
+    assert "pip install pandas" in str(error)
+else:
+    raise AssertionError("a DataFrame without pandas")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(Path(flowrl.__file__).parents[1])})  # fmt: skip

@@ -123,6 +123,19 @@ def test_greedy_actions_are_valid_and_no_worse(method):
     assert distinct[True] <= distinct[False] and pays[True] > pays[False] - 0.02
 
 
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-gumbel", "ar-iar"])
+def test_greedy_actions_draw_from_no_generator_but_the_trainers(method):
+    """The same whatever torch's global generator is at, and it stays there."""
+    chosen = []
+    for seed in (0, 1):
+        trainer = flowrl.fit(Assignment, different, method, 64, **FAST)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        chosen.append([tuple(action) for action in trainer.act_many([0, 1, 2] * 8, greedy=True)])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert chosen[0] == chosen[1]
+
+
 # ------------------------------------------------------------------------- the curve, going on, evaluating
 
 

@@ -275,6 +275,42 @@ def test_the_fallback_is_executed_where_no_draw_is_valid():
             batch.fallback(torch.zeros(4, 2))
 
 
+class Coin(gymnasium.Env):
+    """Heads or tails; only heads leaves one action of 10⁴, which pays."""
+
+    observation_space, action_space = spaces.Discrete(2), spaces.MultiDiscrete([10] * 4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.side = int(self.np_random.integers(2))
+        return self.side, {}
+
+    def is_valid(self, action):
+        return self.side == 0 and bool((np.asarray(action) == 9).all())
+
+    def step(self, action):
+        assert self.is_valid(action)
+        return self.reset()[0], 1.0, False, False, {}
+
+
+def test_what_is_known_in_one_state_is_executed_there_though_not_in_another():
+    def known(side):
+        return np.full(4, 9) if side == 0 else None
+
+    config = make_config("coin", "iar-a2c", SMALL | {"max_draws": 16, "enumerate_limit": 0})
+    batch = GymBatched(Coin, 4, generator=generator(), known_valid=known, when_none_valid="end")
+    trainer, heads = Trainer(config, batch), 0
+    for _ in range(8):
+        expected = trainer.observation[:, 0] == 1  # one-hot
+        rollout = trainer.rollout()
+        assert torch.equal(rollout.reward[0] == 1, expected) and torch.equal(rollout.terminated[0], ~expected)
+        heads += int(expected.sum())
+    assert 8 < heads < 24 and batch.none_valid == 32 - heads and batch.violations == 0
+    batch = GymBatched(Coin, 4, generator=generator(), known_valid=known, when_none_valid="noop")
+    with pytest.raises(ValueError, match="Coin, environment .*known_valid, the noop, is None there$"):
+        trained(Trainer(config, batch), 8)
+
+
 class Sinking(Counter):
     """Nothing is valid any more once the count is 2; the action 0 0 0 is."""
 

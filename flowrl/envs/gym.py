@@ -157,6 +157,8 @@ class GymBatched:
             if self._when_none_valid == "end":
                 return 0.0, True, False, before, self._begun(i)
             own = self._known(self._states[i])
+            if own is None:
+                raise ValueError(f"{self._where(i)}: nothing is valid, and known_valid, the noop, is None there")
             observation, reward, terminated, truncated, info = self._stepped(i, own)
         else:
             own = self.categories.to_space(action)
@@ -364,7 +366,7 @@ class _Live:
 
 
 class _Fallback:
-    """`known_valid` of states, (b, D) int64 from 0; None where it is None in any of them.
+    """`known_valid` of states, (b, D) int64 from 0, NOTHING in those where it is None; None where it is in all of them.
 
     accepts_nothing: the action NOTHING may be executed, as the user has said what becomes of such a state.
     """
@@ -373,13 +375,12 @@ class _Fallback:
         self._env, self._states, self.accepts_nothing = env, states, accepts_nothing
 
     def __call__(self, observation: Tensor) -> Tensor | None:
-        if self._env._known_valid is None:
-            return None
         known = [self._env._known(state) for state in self._states()]
-        if any(action is None for action in known):
+        if all(action is None for action in known):
             return None
-        rows = np.stack([self._env.categories.from_space(action) for action in known])
-        return torch.as_tensor(rows, device=observation.device)
+        nothing, from_space = np.full(len(self._env.action_sizes), NOTHING), self._env.categories.from_space
+        rows = [nothing if action is None else from_space(action) for action in known]
+        return torch.as_tensor(np.stack(rows), device=observation.device)
 
     def of(self, rows: Tensor) -> "_Fallback":
         chosen = [self._states()[i] for i in rows.tolist()]
