@@ -249,7 +249,7 @@ def test_evaluation_and_the_best_weights():
         eval_env=Assignment,
         eval_every=400,
         eval_episodes=8,
-        **QUICK | {"n_envs": 16},
+        **QUICK | {"n_envs": 16, "n_steps": 1},
     )
     returns, counts = trainer.evaluate(n_episodes=400)
     assert counts["states"] == 4 * 400
