@@ -307,6 +307,7 @@ STUDY = (
     "pandas",
     "scipy",
     "matplotlib",
+    "seaborn",
     "yaml",
     "snakemake",
     "papermill",

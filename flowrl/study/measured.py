@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -118,7 +119,7 @@ def first_choices(rows: pd.DataFrame) -> Figure:
         for ax, city in zip(axes, cities, strict=True):
             for label, its in rows[rows["environment"] == city].groupby("method", sort=False):
                 _refused(ax, its, method(label))
-            ax.set(title=city, xlabel="thousand steps", ylim=(-2, 102), xlim=(0, None))
+            ax.set(title=city, xlabel="thousand steps", ylabel="", ylim=(-2, 102), xlim=(0, None))
         axes[0].set_ylabel("percent of the policy's draws")
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
@@ -126,12 +127,11 @@ def first_choices(rows: pd.DataFrame) -> Figure:
 
 def _refused(ax: Axes, its: pd.DataFrame, look: Method) -> None:
     """Means over seeds and their range: thick what is refused, thin what the first choice had lost."""
-    groups = its.groupby("env_steps")
     for column, width, what in (("refused", 1.6, "refused"), ("dead_end", 0.8, "lost with the first choice")):
-        low, mean, high = (100 * getattr(groups[column], which)() for which in ("min", "mean", "max"))
-        how = dict(color=look.colour, linestyle=look.dashes, markersize=3.5, marker=look.marker if width < 1 else "")
-        ax.plot(mean.index / 1000, mean, linewidth=width, label=f"{look.name}: {what}", **how)
-        ax.fill_between(mean.index / 1000, low, high, color=look.colour, alpha=0.15, linewidth=0)
+        how = dict(color=look.colour, linestyle=look.dashes, linewidth=width, label=f"{look.name}: {what}")
+        if width < 1:
+            how |= dict(marker=look.marker, markersize=3.5, markeredgewidth=0)
+        sns.lineplot(x=its["env_steps"] / 1000, y=100 * its[column], ax=ax, errorbar=("pi", 100), legend=False, **how)
 
 
 def one_slice(side: np.ndarray, region: np.ndarray, tries: np.ndarray) -> Figure:
