@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .config import ConfigError, Run, choose, experiments, runs, titles
+from .config import ConfigError, Run, choose, experiments, recorded_as, runs, titles
 from .forms import check, read_yaml
 from .plots import METHODS
 from .quantities import QUANTITIES, plain, significant
@@ -100,7 +100,9 @@ def _check_experiments(test: Query, where: str) -> None:
     for label in test.runs:
         choose(f"run {where}", label, dict.fromkeys(label for entry in described for label in entry["runs"]))
     for city in test.environments:
-        choose(f"environment {where}", city, [Path(city).stem for entry in described for city in entry["environments"]])
+        choose(
+            f"environment {where}", city, [recorded_as(city) for entry in described for city in entry["environments"]]
+        )
 
 
 def _check_table(test: Query, where: str) -> None:
@@ -360,7 +362,9 @@ def _environments(test: Query) -> list[str]:
         table = pd.read_csv(ROOT / test.table)
         return list(dict.fromkeys(table["environment"])) if test.by else []
     return list(
-        dict.fromkeys(Path(city).stem for e in test.experiment for city in experiments(EXPERIMENTS)[e]["environments"])
+        dict.fromkeys(
+            recorded_as(city) for e in test.experiment for city in experiments(EXPERIMENTS)[e]["environments"]
+        )
     )
 
 

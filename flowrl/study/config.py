@@ -414,6 +414,11 @@ def runs(path: Path, experiment: str, scale: str, authors: Path | None = None) -
     return found
 
 
+def recorded_as(name: str) -> str:
+    """The folder of records of an environment of experiments.yaml: authors-v4 for authors/v4."""
+    return name.replace("/", "-") if name.startswith(f"{AUTHORS}/") else Path(name).stem
+
+
 def _environment(name: str, folder: Path, authors: Path | None) -> str:
     """An environment of experiments.yaml, which lies in `folder`, as `envs` knows it.
 
@@ -421,7 +426,7 @@ def _environment(name: str, folder: Path, authors: Path | None) -> str:
     import-city writes it, by default in `folder`/authors. These are theirs, and not part of the project.
     """
     if name.startswith(f"{AUTHORS}/"):
-        return str((authors or folder / AUTHORS) / f"{name.replace('/', '-')}.json")
+        return str((authors or folder / AUTHORS) / f"{recorded_as(name)}.json")
     return str(folder / name) if name.endswith(".json") else name
 
 

@@ -76,6 +76,7 @@ REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid
 PLACES = {  # what figures call environments, where that is not their name
     "unseen-1": "First new city",
     "unseen-2": "Second new city",
+    "authors-v3": "The authors' city v3",
     "authors-v4": "The authors' city v4",
     "Joint-Cstr": "Two resources on a ring, at most one hop apart",
     "Pistonball-v1": "5 pistons, 243 actions",
