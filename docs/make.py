@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "build/site-source"
 DOCUMENTS = [
     f"docs/{name}"
-    for name in ("claims", "deviations", "glossary", "own_problem", "reproduce", "reliability", "how_it_is_built")
+    for name in (
+        "claims",
+        "deviations",
+        "glossary",
+        "own_problem",
+        "strangers",
+        "reproduce",
+        "reliability",
+        "how_it_is_built",
+    )
 ]
 FOLDED = ("parameters", "imports")  # cells, where every notebook has them
 TREE = "\n```{{toctree}}\n:hidden:\n:caption: {}\n{}\n```\n"

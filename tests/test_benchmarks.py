@@ -1,10 +1,12 @@
 """What the benchmarks time is what it says: the oracle in plain Python, what was recorded."""
 
+import gymnasium
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import audit, cost, gpu, soak
+from benchmarks import audit, cost, gpu, soak, strangers
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -12,6 +14,7 @@ from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
 from flowrl.study.config import make_config
 from flowrl.study.records import ROOT
+from flowrl.study.strangers import _until
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():
@@ -62,6 +65,33 @@ def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_
         assert theirs["return_mean"].max() >= ours["return_mean"].min(), env
         assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), env
     assert set(rows["env"]) == {"CartPole-v1", "Acrobot-v1", "ERA-v1"}
+
+
+def test_invalid_actions_are_watched_apart_from_all_libraries():
+    log = strangers.Log()
+    env = strangers.Watched(gymnasium.make("Taxi-v4"), log)
+    for mask in (1, 0, 0):
+        _, info = env.reset(seed=0)
+        env.step(np.flatnonzero(info["action_mask"] == mask)[0])
+    assert log.invalid == 2 and len(log.episodes) == 2  # begun anew twice
+    outcome = strangers.ours("iar-a2c", strangers.GAMES["Connect Four"]._replace(steps=64), seed=0)
+    assert outcome.log.invalid == outcome.invalid == 0
+    assert all(set(returns) <= {-1.0, 0.0, 1.0} for returns in outcome.returns)
+
+
+def test_equal_seconds_are_read_off_the_curve():
+    run = {"cpu_s": "10", "curve": "1 2 nan 4 5 6 7 8 9 10"}
+    assert [_until(run, seconds) for seconds in (0.5, 2.5, 3.5, 10, 99)] == [1, 2, 4, 10, 10]
+
+
+def test_the_recorded_table_of_strangers_is_whole():
+    rows = pd.read_csv(ROOT / "data/comparisons/strangers.csv")
+    ours = rows[rows["method"].str.startswith("flowrl")]
+    assert rows["env"].nunique() >= 12 and set(ours["env"]) == set(rows["env"])
+    assert (ours[["invalid_trained", "invalid_evaluated"]] == 0).all(axis=None)
+    for (env, method), runs in rows.groupby(["env", "method"]):
+        assert sorted(runs["seed"]) == [0, 1, 2], (env, method)
+        assert method == "random" or set(runs["env_steps"]) == {strangers.GAMES[env].steps}, (env, method)
 
 
 # ------------------------------------------------------------------------------------------------ the audit

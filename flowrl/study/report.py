@@ -1,4 +1,4 @@
-"""docs/claims.md, written from claims.yaml and the records, and the numbers that other documents quote.
+"""docs/claims.md, written from claims.yaml and the records, the numbers that other documents quote, docs/strangers.md.
 
 A document quotes a number between markers, `<!-- n:claim.test -->0.93<!-- /n -->`, and the number is renewed there.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import strangers
 from .claims import CLAIMS, RECORDS, Query, Result, evaluate, load, planned_at, there, verdict_of
 from .config import ConfigError, choose
 from .plots import METHODS
@@ -147,12 +148,13 @@ def _table(results: dict[str, Result]) -> str:
 
 
 def generate(path: Path = CLAIMS, root: Path = RECORDS) -> dict[Path, str]:
-    """Every generated document as it must read: docs/claims.md, and those that quote numbers. Raises ConfigError."""
+    """Every generated document as it must read: those under docs/, and those that quote numbers. Raises ConfigError."""
     claims = load(path)
     results = evaluate(claims, root)
     found = numbers(claims, results)
     quoting = {ROOT / name: fill((ROOT / name).read_text(), found, name) for name in QUOTING}
-    return {ROOT / "docs/claims.md": document(claims, results, root)} | quoting
+    pages = {ROOT / "docs/claims.md": document(claims, results, root), ROOT / "docs/strangers.md": strangers.page()}
+    return pages | quoting
 
 
 def stale(documents: dict[Path, str]) -> list[str]:
