@@ -1,7 +1,7 @@
 """Does a long run grow or slow down? python -m benchmarks.soak [--minutes 60] of CPU time, all in one process.
 
 Trains in turn on a city with draws alone, on a tight one with chains, and on Pistonball, whose workers are processes;
-after each fiftieth of the time it evaluates in new environments and saves a checkpoint, as runs do, and adds a row to
+after each fiftieth of the time it evaluates in new environments and saves a checkpoint, as runs do, and notes a row of
 data/benchmarks/soak.csv: memory, file descriptors, worker processes, and environment steps a CPU second, over those of
 a fixed update timed just before and after, so that neighbours on the machine cancel. After the first tenth memory must
 stay within 5 %, the speed of the last tenth within 5 % of that of the second; descriptors and workers must not change.
@@ -29,7 +29,6 @@ from flowrl.study.runs import one_thread
 
 from .cost import OUT
 
-SAMPLES = 50
 FOREVER = {"steps": 10**9}  # the regularisers' schedule, and so the cost of an update, as good as stands still
 WITHIN = 0.05
 
@@ -118,6 +117,7 @@ def faults(table: pd.DataFrame) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60, help="of CPU time (default 60)")
+    parser.add_argument("--samples", type=int, default=50, help="rows (default 50)")
     parser.add_argument("--check", action="store_true", help="judge the recorded table, run nothing")
     args = parser.parse_args()
     path = OUT / "soak.csv"
@@ -125,8 +125,8 @@ def main() -> int:
         one_thread()
         rows, found, yardstick = [], trainers(), Yardstick()
         with tempfile.TemporaryDirectory() as folder:
-            for _ in range(SAMPLES):
-                rows.append(sample(found, yardstick, 60 * args.minutes / SAMPLES / 1.3, Path(folder)))
+            for _ in range(args.samples):
+                rows.append(sample(found, yardstick, 60 * args.minutes / args.samples / 1.3, Path(folder)))
                 print(*(f"{value:.4g}" for value in rows[-1].values()), flush=True)
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g")
         machines = json.loads((OUT / "machine.json").read_text())
