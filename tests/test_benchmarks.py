@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import audit, cost, gpu, soak, strangers
+from benchmarks import audit, cost, gpu, history, soak, strangers
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -126,6 +126,16 @@ def test_the_audit_sees_what_is_invalid():
     assert audit.wrong(row)
 
 
+def test_the_recorded_audit_finds_nothing():
+    """Every kind of environment under every method that claims validity; whole rows of clean code."""
+    rows = pd.read_csv(ROOT / "data/benchmarks/audit.csv")
+    known = set(zip(rows["environment"], rows["method"], strict=True))
+    assert known <= set(audit.pairs()) and len(known) == len(rows) and set(rows["method"]) == set(audit.VALID_METHODS)
+    kinds = {name.partition("-")[0] for name, _ in audit.pairs()}
+    assert {name.partition("-")[0] for name, _ in known} == kinds
+    assert not any(audit.wrong(row) for row in rows.to_dict("records")) and not rows["dirty"].any()
+
+
 # ------------------------------------------------------------------------------------------------ the others
 
 
@@ -143,6 +153,13 @@ def test_what_a_soak_finds_wrong():
     ):
         [fault] = soak.faults(pd.DataFrame(quiet | {column: values}))
         assert fault.startswith(said)
+
+
+def test_the_recorded_history_says_what_is_compared():
+    rows = pd.read_csv(ROOT / "data/benchmarks/history.csv")
+    last = rows[rows["commit"] == rows["commit"].iloc[-1]]
+    assert set(zip(last["method"], last["environment"], strict=True)) == set(history.PAIRS)
+    assert (rows["steps_per_cpu_s"] / rows["matmul_gflops"] / rows["steps_per_gflop"] - 1).abs().max() < 0.01
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
