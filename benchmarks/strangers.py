@@ -323,8 +323,8 @@ METHODS: dict[str, Callable[[Game, int], Outcome]] = {
 
 
 def may_run(method: str, game: Game) -> bool:
-    """PPO where every action is valid, MaskablePPO where not; A2C where an invalid action is no error."""
-    if method in ("PPO", "MaskablePPO"):
+    """PPO where every action is valid, MaskablePPO and MASK where not; A2C where an invalid action is no error."""
+    if method in ("PPO", "MaskablePPO", "flowrl mask"):
         return (method == "PPO") == (game.invalid == "none")
     return method != "A2C" or game.invalid != "error"
 
