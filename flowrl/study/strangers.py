@@ -9,7 +9,8 @@ from statistics import fmean, stdev
 from .records import ROOT
 
 TABLE = ROOT / "data" / "comparisons" / "strangers.csv"
-OURS = {"flowrl iar-a2c": "flowrl recipe", "flowrl mask": "MASK"}
+DEFAULT = "flowrl iar-a2c"
+OURS = {DEFAULT: "flowrl recipe", "flowrl mask": "MASK"}
 KINDS = {"drawn": "actions drawn", "greedy": "greedy actions", "equal": "equal seconds"}
 CLEAR = 2.0  # standard errors of a difference over the seeds from which on it is called one
 
@@ -99,12 +100,12 @@ def _shown(value: tuple[float, float] | None) -> str:
 
 
 def _differences(returns) -> str:
-    """The best of ours against the best of theirs, by environment and kind of return, by who is ahead."""
+    """`fit`'s default against the best of theirs, by environment and kind of return, by who is ahead."""
     lines: dict[str, list[str]] = {"A peer wins": [], "flowrl wins": [], "No difference seen": []}
     for env, methods in returns.items():
         for kind, words in KINDS.items():
             there = [(*found[kind], method) for method, found in methods.items() if kind in found]
-            ours = max((one for one in there if one[2] in OURS), default=None)
+            ours = next((one for one in there if one[2] == DEFAULT), None)
             peer = max((one for one in there if one[2] not in (*OURS, "random")), default=None)
             if ours is None or peer is None:
                 continue
@@ -113,5 +114,8 @@ def _differences(returns) -> str:
             head = "No difference seen" if abs(by) <= CLEAR * error else "flowrl wins" if by > 0 else "A peer wins"
             said = f"{_name(first[2])} over {_name(second[2])} by {abs(by):,.3g} ± {error:.2g}"
             lines[head].append(f"- {env}, {words}: {said}\n")
-    text = f"\nBelow, the best of ours against the best peer; a difference is one from {CLEAR:g} standard errors on.\n"
+    text = (
+        "\nBelow, the flowrl recipe, `fit`'s default, against the best peer; a difference is one from "
+        f"{CLEAR:g} standard errors on.\n"
+    )
     return text + "".join(f"\n## {head}: {len(found)}\n\n{''.join(found)}" for head, found in lines.items())
