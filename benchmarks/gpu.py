@@ -63,7 +63,7 @@ def steps_per_s(method: str, device: str, seeds: int, seconds: float) -> float:
 
 
 def figure_hours(rates: dict[str, float]) -> float:
-    """Hours for the runs of Figure 5 at the paper's scale, by each method's steps a second."""
+    """Hours for the runs of Figure 5 at the paper's scale, by each method's best steps a second, methods mixed."""
     planned = runs(EXPERIMENTS, FIGURE, "paper")
     return sum(run.config.steps / rates[run.config.method] for run in planned if run.config.method in rates) / 3600
 

@@ -85,7 +85,10 @@ def main() -> int:
     made = provenance(torch.device("cpu"))
     if made["dirty"] and not args.check:
         parser.error("the code differs from its commit: commit first, an entry is of a commit")
-    rows = measure(args.since or _last_known(entries), args.rounds, args.seconds)
+    last = args.since or _last_known(entries)
+    if args.check and last is None:
+        parser.error("no entry's commit is here to compare with: name one with --since")
+    rows = measure(last, args.rounds, args.seconds)
     if not args.check:
         gflops = matmul_gflops()
         about = {"date": datetime.now(UTC).date().isoformat(), "commit": made["commit"],

@@ -132,6 +132,8 @@ def main() -> int:
         machines = json.loads((OUT / "machine.json").read_text())
         machines["soak"] = {"minutes": args.minutes} | provenance(torch.device("cpu"))
         (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+    elif not path.exists():
+        parser.error(f"no {path.name} is recorded yet: run it without --check")
     table = pd.read_csv(path)
     said = faults(table)
     print("; ".join(said) or f"{table['cpu_min'].iloc[-1]:.0f} CPU minutes: nothing grew, nothing slowed down")

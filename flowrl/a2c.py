@@ -99,7 +99,8 @@ def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_v
 class RewardScale:
     """Rewards over the running standard deviation of their discounted past Σ_k γ^k r_{t−k} (paper, B.4).
 
-    While that is below a thousandth of its root mean square, over the latter: a factor of the rewards cancels.
+    While that is below a thousandth of its root mean square they are divided by the latter. To multiply all rewards by
+    a constant changes nothing.
 
     >>> scale = RewardScale(n_envs=1, gamma=0.0, device="cpu")
     >>> scale(torch.tensor([[100.0], [300.0]]), torch.zeros(2, 1, dtype=torch.bool)).flatten()  # deviation 100

@@ -325,9 +325,10 @@ def _alone(value):
 
 
 def spaces_of(env) -> dict[str, str]:
-    """The spaces of an environment, to compare, in words."""
+    """The spaces of an environment, and where its valid actions are kept, to compare, in words."""
     if isinstance(env, GymBatched):
-        return {"action space": str(env.categories.space), "observation space": str(env.observations.space)}
+        spaces = {"action space": str(env.categories.space), "observation space": str(env.observations.space)}
+        return spaces | {"source of valid actions": env.validity.where}  # load(…) without the oracle must not pass
     return {"action space": str(tuple(env.action_sizes)), "observation space": str(tuple(env.observation_shape))}
 
 

@@ -256,9 +256,12 @@ def _from_fallback(sizes, oracle, observation, fallback, counts) -> tuple[Tensor
     if action is None:
         nothing = torch.full((len(observation), len(sizes)), NOTHING, dtype=torch.int64, device=observation.device)
         return nothing, torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
-    inside = (action >= 0).all(-1)  # not NOTHING
-    counts["asked"] += int(inside.sum())
-    return action, inside & ask(oracle, observation, action.clamp_min(0)[:, None])[:, 0]
+    rows = (action >= 0).all(-1).nonzero().squeeze(-1)  # not NOTHING
+    counts["asked"] += len(rows)
+    accepted = torch.zeros(len(action), dtype=torch.bool, device=action.device)
+    if len(rows):
+        accepted[rows] = ask(of_rows(oracle, rows), observation[rows], action[rows][:, None])[:, 0]
+    return action, accepted
 
 
 def _suggested(sizes, observation, fallback) -> Tensor | None:

@@ -97,7 +97,9 @@ def test_the_recorded_table_of_strangers_is_whole():
 # ------------------------------------------------------------------------------------------------ the audit
 
 
-@pytest.mark.parametrize("name", ["ERA-v1", "ERA-v5-tight", "ERA-L-4x16", "Line-12x10", "Joint-Cstr"])
+@pytest.mark.parametrize(
+    "name", ["ERA-v1", "ERA-v5-tight", "ERA-L-4x16", "Line-12x10", "Joint-Cstr", "Pistonball-v1-cstr"]
+)
 def test_the_audits_rules_are_the_environments_without_its_tables(name):
     """After some steps of training, on uniform actions and on small changes of executed ones."""
     env = envs.make_batched(name, 16, "cpu", seeded(0, "env"))

@@ -283,7 +283,7 @@ def spoilt(tmp_path, change):
         (lambda d: d["notebooks"]["door"].update(notebook="11_x"), "unknown notebook in claims.yaml: door: '11_x'"),
         (lambda d: d["claims"]["fig5"].pop("says"), "claims.yaml: fig5: no 'says'"),
         (lambda d: d["claims"]["fig5"].update(verdict="holds"), "unknown key in claims.yaml: fig5: 'verdict'"),
-        (lambda d: d["claims"].update(fig5=3), "claims.yaml: fig5 is 3; its keys must be where, says"),
+        (lambda d: d["claims"].update(fig5=3), "claims.yaml, claims, fig5 is 3; it must be a mapping of names"),
         (lambda d: d.pop("margin"), "the top-level keys must be claims, margin, notebooks, numbers, preface"),
     ],
 )  # fmt: skip

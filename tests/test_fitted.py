@@ -287,6 +287,13 @@ def test_saved_and_loaded_it_acts_and_resumes(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.pt"]
 
 
+def test_a_file_is_not_read_without_the_oracle_it_was_trained_with(tmp_path):
+    """Every action would count as valid."""
+    flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="saved with the source of valid actions the oracle given; this .* nowhere"):
+        flowrl.load(tmp_path / "a.pt", Assignment)
+
+
 class Rebuilt(Assignment, gymnasium.utils.EzPickle):
     """A pickle of it is its constructor's arguments, not where it stands."""
 

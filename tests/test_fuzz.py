@@ -99,7 +99,8 @@ THEIRS = {
 PLAN = {
     "scales": {scale: {"seeds": 1, "steps": 8} for scale in config.SCALES},
     "experiments": {"x": {
-        "title": "t", "notebook": "n", "environments": ["ERA-v1", "Toy-Partial"], "settings": {"hidden": 8},
+        "title": "t", "see": "s", "figure": "f", "colour": "correction", "notebook": "n",
+        "environments": ["ERA-v1", "Toy-Partial"], "settings": {"hidden": 8},
         "scales": {"quick": {"seeds": 2}},
         "runs": {"mask": None, "mine": {"method": "iar-a2c", "n_envs": 4, "seeds": 1, "title": "y"}},
     }},

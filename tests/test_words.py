@@ -22,7 +22,7 @@ def test_what_lies_apart_is_said_to_and_what_overlaps_is_not():
     assert "Score, mean (least to greatest seed): one 0.80 (0.70 to 0.90); two 0.20 (0.10 to 0.30); three" in text
     assert "All seeds of one lie above those of two." in text
     assert "No difference from three is to be seen" in text
-    assert "alike, 3 seeds each would lie apart so in one of 10 cases" in text
+    assert "alike would lie apart so, 3 seeds each, in one of 10 cases" in text
     assert "All seeds of two lie below those of one; three." in words.seen(runs, NAMES, ours="b")
 
 

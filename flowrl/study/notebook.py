@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -33,7 +33,8 @@ def watched(silence: float = SILENCE, most: float = MOST) -> Iterator[None]:
             if fault := fault or f"more than {most:g} s of CPU" * (spent > most):
                 print(f"the kernel used {fault}: killed", file=sys.stderr, flush=True)
                 for process in begun:
-                    process.kill()
+                    with suppress(psutil.Error):  # it may have ended meanwhile
+                        process.kill()
                 return
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -65,7 +65,7 @@ def _how_sure(cells: dict, ours: str) -> str:
     if fewest == 1 or len(next(x for (_, label), x in cells.items() if label == ours)) == 1:
         return "**How sure.** Where a run has one seed this is an impression, no more."
     rate = 1 / chance_apart(fewest, fewest)
-    return f"**How sure.** Were two of them alike, {fewest} seeds each would lie apart so in one of {rate:.0f} cases."
+    return f"**How sure.** Any two that were alike would lie apart so, {fewest} seeds each, in one of {rate:.0f} cases."
 
 
 def factor(runs: list[Record], names: dict[str, str]) -> dict:
