@@ -177,7 +177,9 @@ def test_figures_on_the_authors_cities_need_these_only_to_train(fake_records, tm
         fake_record(run, tmp_path / "runs", "quick")
     (authors / "authors-v9.json").unlink()
     assert "train" not in dry_run(*where, cwd=project)
-    assert dry_run(*where, "scale=smoke", cwd=project)["train"] == n_runs("smoke", leave_out=["released"])
+    assert dry_run(*where, "scale=smoke", cwd=project)["train"] == n_runs(
+        "smoke", leave_out=["released", "authors_cities"]
+    )
 
 
 STUB = """

@@ -30,6 +30,7 @@ from .plots import (
     final_scores,
     final_strip,
     learning_curve,
+    line_ends,
     method,
     name_ends,
     page,
@@ -88,14 +89,14 @@ def _panels(n: int, height: float, last: bool = False, **shared) -> tuple[Figure
 
 def _legend(fig: Figure, axes: Sequence[Axes], spare: Axes | None = None, ncols: int = 4) -> None:
     """One legend for all axes: in the place that is left, else above them, below the title."""
-    handles = {handle.get_label(): handle for ax in axes for handle in ax.get_legend_handles_labels()[0]}
+    handles = {str(handle.get_label()): handle for ax in axes for handle in ax.get_legend_handles_labels()[0]}
     if spare is None:
         title = fig.get_suptitle()
         fig.suptitle("")
-        fig.legend(handles.values(), handles, title=title, title_fontsize=10, loc="outside upper center",
+        fig.legend(list(handles.values()), list(handles), title=title, title_fontsize=10, loc="outside upper center",
                    handlelength=3.2, ncols=min(ncols, len(handles)))  # fmt: skip
     else:
-        spare.legend(handles.values(), handles, loc="center", handlelength=3.2)
+        spare.legend(list(handles.values()), list(handles), loc="center", handlelength=3.2)
 
 
 def _words(fig: Figure, experiment: str, runs: list[Record], drawn: str = "", note: str = "") -> None:
@@ -184,7 +185,7 @@ def curves(
             _legend(fig, axes, spare, 6)
         fig.draw_without_rendering()
         for ax in axes if len(groups) <= 2 else ():
-            ends = {line.get_label(): float(line.get_ydata()[-1]) for line in ax.lines}
+            ends = line_ends(ax)
             name_ends(ax, {look.name: ends[look.name] for look in shown.values() if look.name in ends})
     return fig
 
@@ -278,7 +279,8 @@ def ablation(experiment: str, runs: list[Record], column: str, ylabel: str, log:
     with page():
         heights = 2.2, 0.7 + 0.22 * len(shown)
         fig = plt.figure(figsize=(PAGE, 1 + sum(heights)), layout="constrained")
-        above, below = fig.subfigures(2, 1, height_ratios=heights)
+        halves: Any = fig.subfigures(2, 1, height_ratios=heights)
+        above, below = halves
         (left, right), strip = above.subplots(1, 2), below.subplots()
         trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
         learning_curve(left, [scored(run) for run in runs], looks=shown)

@@ -4,6 +4,7 @@ Nothing here trains, samples or times; looks and parts are those of `plots`.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .plots import GREY, HALO, ORDERED, PAGE, VARIANTS, Method, method, name_ends, page
+from .plots import GREY, HALO, ORDERED, PAGE, VARIANTS, Method, line_ends, method, name_ends, page
 
 SCORES = {"latent": "latent score", "rb_64": "averaged, S = 64", "pathwise_1": "pathwise, N = 1",
           "pathwise_64": "pathwise, N = 64"}  # fmt: skip
@@ -46,7 +47,7 @@ def scaling(steps: pd.DataFrame, spread: pd.DataFrame) -> Figure:
         time, memory, dispersion, share = axes.flat
         for label, its in steps.groupby("method", sort=False):
             for ax, values in ((time, 1000 * its["seconds_per_step"]), (memory, its["peak_mb"])):
-                _line(ax, its["actions"], values, method(label))
+                _line(ax, its["actions"], values, method(str(label)))
         for look, (column, name) in zip(VARIANTS, SCORES.items(), strict=False):
             _line(dispersion, spread["actions"], spread[column], look._replace(name=name))
         its = steps[steps["method"] == "iar-a2c"]
@@ -60,7 +61,7 @@ def scaling(steps: pd.DataFrame, spread: pd.DataFrame) -> Figure:
             ax.set_xlabel("number of actions")
         fig.draw_without_rendering()
         for ax in (time, dispersion):
-            name_ends(ax, {line.get_label(): float(line.get_ydata()[-1]) for line in ax.lines})
+            name_ends(ax, line_ends(ax))
     return fig
 
 
@@ -98,7 +99,7 @@ def door(curves: Mapping[tuple[str, bool], np.ndarray], looks: Mapping[str, Meth
         fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3), sharey=True, layout="constrained")
         for (name, constrained), values in curves.items():
             look, (drawn, executed) = looks[name], values.mean(0).T
-            how = dict(color=look.colour, linestyle=look.dashes)
+            how: dict[str, Any] = dict(color=look.colour, linestyle=look.dashes)
             axes[int(constrained)].plot(steps, executed, label=name, **how)
             axes[int(constrained)].plot(steps, drawn, linewidth=0.8, alpha=0.7, **how)
         for ax, title in zip(axes, ("no constraint", "narrow door"), strict=True):
@@ -114,11 +115,13 @@ def first_choices(rows: pd.DataFrame) -> Figure:
     rows: environment, method, seed, env_steps, refused, dead_end.
     """
     with page():
-        cities = list(rows["environment"].unique())
+        cities = rows["environment"].unique()
         fig, axes = plt.subplots(1, len(cities), figsize=(PAGE, 3), sharey=True, layout="constrained")
-        for ax, city in zip(axes, cities, strict=True):
-            for label, its in rows[rows["environment"] == city].groupby("method", sort=False):
-                _refused(ax, its, method(label))
+        panels = dict(zip(cities, axes, strict=True))
+        for city, ax in panels.items():
+            for label in dict.fromkeys(rows["method"]):
+                which = (rows["environment"] == city) & (rows["method"] == label)
+                _refused(ax, pd.DataFrame(rows[which]), method(label))
             ax.set(title=city, xlabel="thousand steps", ylabel="", ylim=(-2, 102), xlim=(0, None))
         axes[0].set_ylabel("percent of the policy's draws")
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -128,10 +131,11 @@ def first_choices(rows: pd.DataFrame) -> Figure:
 def _refused(ax: Axes, its: pd.DataFrame, look: Method) -> None:
     """Means over seeds and their range: thick what is refused, thin what the first choice had lost."""
     for column, width, what in (("refused", 1.6, "refused"), ("dead_end", 0.8, "lost with the first choice")):
-        how = dict(color=look.colour, linestyle=look.dashes, linewidth=width, label=f"{look.name}: {what}")
+        how: dict[str, Any] = dict(color=look.colour, linestyle=look.dashes, linewidth=width)
         if width < 1:
             how |= dict(marker=look.marker, markersize=3.5, markeredgewidth=0)
-        sns.lineplot(x=its["env_steps"] / 1000, y=100 * its[column], ax=ax, errorbar=("pi", 100), legend=False, **how)
+        sns.lineplot(x=its["env_steps"] / 1000, y=100 * its[column], ax=ax, errorbar=("pi", 100), legend=False,
+                     label=f"{look.name}: {what}", **how)  # fmt: skip
 
 
 def one_slice(side: np.ndarray, region: np.ndarray, tries: np.ndarray) -> Figure:
@@ -188,5 +192,5 @@ def step_sizes(sizes: Mapping[str, np.ndarray], updates_of: int) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel=f"environment steps ({updates_of} an update)")
         ax.set_ylabel("size of a step, in learning rates")
         fig.draw_without_rendering()
-        name_ends(ax, {line.get_label(): float(line.get_ydata()[-1]) for line in ax.lines})
+        name_ends(ax, line_ends(ax))
     return fig

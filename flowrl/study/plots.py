@@ -177,7 +177,7 @@ def coloured_by(setting: str, values: dict[str, Any], titles: dict[str, str]) ->
 
 def place(runs: list[Record]) -> str:
     """What figures call the environment of these runs."""
-    name = runs[0].facts["environment"]
+    name: str = runs[0].facts["environment"]
     return PLACES.get(name, name)
 
 
@@ -291,13 +291,18 @@ def stretch(ax: Axes, which: str) -> None:
     axis.set_minor_locator(FixedLocator([]))
 
 
+def line_ends(ax: Axes) -> dict[str, float]:
+    """The last y of every line, by its name."""
+    return {str(line.get_label()): float(np.asarray(line.get_ydata())[-1]) for line in ax.lines}
+
+
 def name_ends(ax: Axes, ends: dict[str, float], gap: float = 10) -> None:
     """A name right of the axes for every line, in its colour, joined to where the line ends by a thin one.
 
     ends: by the line's name, its last y. gap: points from one name to the next, at least.
     """
     lines = {line.get_label(): line for line in ax.lines}
-    height = ax.figure.get_figheight() * 72 * ax.get_position().height
+    height = 72 * ax.bbox.height / ax.figure.dpi
     order = sorted((name for name in ends if np.isfinite(ends[name])), key=lambda name: -ends[name])
     low, high = ax.transAxes.inverted().transform(ax.transData.transform([(1, ends[name]) for name in order]))[:, 1], 1
     places = spread(np.clip(low, 0, high), gap / height)
