@@ -110,6 +110,10 @@ class Fitted(Trainer):
             if old is not None:
                 signal.signal(signal.SIGINT, old)
 
+    def __repr__(self) -> str:
+        where = self.env.validity.where if isinstance(self.env, GymBatched) else "its own oracle"
+        return f"<Fitted {self.config.method} on {self.config.env}: {self.env_steps:,} steps; valid actions: {where}>"
+
     def rollout(self) -> Rollout:
         """As the trainer's; also the returns of the episodes that ended in it."""
         rollout = super().rollout()

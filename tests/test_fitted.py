@@ -276,6 +276,7 @@ def test_saved_and_loaded_it_acts_and_resumes(tmp_path):
     half.save(file)
     expected = [half.act(day).tolist() for day in (0, 1, 2)]
     loaded = flowrl.load(file, Assignment, different)
+    assert repr(loaded).endswith(": 120 steps; valid actions: the oracle given>")
     assert [loaded.act(day).tolist() for day in (0, 1, 2)] == expected
     assert loaded.env_steps == 120 and loaded.config == half.config
     assert loaded.train(80, progress=False).env_steps == 200
