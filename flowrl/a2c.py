@@ -119,7 +119,8 @@ class RewardScale:
             self.moments += torch.stack((torch.ones_like(past).sum(), past.sum(), past.square().sum()))
             self.past = torch.where(end, 0.0, past)
         n, total, squares = self.moments
-        variance, square = squares / n - (total / n).square(), squares / n
+        square = squares / n
+        variance = square - (total / n).square()
         scale = torch.where(variance > 1e-6 * square, variance, square)  # less may be float32's rounding
         return reward / torch.where(scale > 0, scale, 1.0).sqrt().to(reward.dtype)
 
