@@ -133,6 +133,7 @@ def test_killed_at_random_moments(tmp_path, method, env, settings):
         killed += status_of(pid) == -signal.SIGKILL
         path = records.record_path(tmp_path / "killed", env, method, 0)
         if records.with_suffix(path, ".json").exists():  # it was quicker: begin again, kill until there are enough
+            train(config, tmp_path / "killed")  # the same command again, as it may have died in its last checkpoint
             assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
             for suffix in (".json", ".csv", ".pt"):
                 records.with_suffix(path, suffix).unlink()
@@ -276,7 +277,8 @@ def project(tmp_path):
     for name in ("profiles", "flowrl", "notebooks", "data/cities"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "authors").mkdir()
-    generate(5, 2).to_json(tmp_path / "authors/authors-v4.json")  # in the place of the paper authors' city
+    for name in ("authors-v3", "authors-v4"):  # in the place of the paper authors' cities
+        generate(5, 2).to_json(tmp_path / f"authors/{name}.json")
     return tmp_path
 
 
