@@ -348,7 +348,9 @@ def compare(name: str, method: str, seed: int) -> dict:
     for kind, returns in zip(("drawn", "greedy"), outcome.returns, strict=True):
         row[kind] = f"{returns.mean():.6g}"
         row[f"{kind}_sem"] = f"{returns.std(ddof=1) / math.sqrt(len(returns)):.3g}"
-    return row | {"invalid_evaluated": outcome.invalid, "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome))}
+    row |= {"invalid_evaluated": outcome.invalid, "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome))}
+    made = provenance(torch.device("cpu"))
+    return row | {"commit": f"{made['commit']}{' and changes' * bool(made['dirty'])}"}
 
 
 def missing(package: str) -> bool:
@@ -391,7 +393,9 @@ def save(rows: list[dict], out: Path) -> None:
         writer.writerows(rows)
     facts = {"what": __doc__.splitlines()[0].partition(":")[0], "episodes": EPISODES}
     facts |= {"peers": {name: version(name) for name in ("stable-baselines3", "sb3-contrib") if not missing(name)}}
-    out.with_suffix(".json").write_text(json.dumps(facts | provenance(torch.device("cpu")), indent=1) + "\n")
+    made = provenance(torch.device("cpu"))
+    facts |= {key: made[key] for key in made if key not in ("commit", "dirty")}  # these stand in each row
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

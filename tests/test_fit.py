@@ -118,7 +118,7 @@ def test_an_oracle_beside_the_citys_own():
             {"method": "a2c", "oracle": different},
             "a2c knows no constraints; with an oracle choose .*iar-a2c",
         ),
-        (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of"),
+        (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of: (actor|critic)_lr, "),
         (Assignment, {"steps": -1}, "steps is -1"),
         (Assignment, {"seed": "x"}, "seed is 'x'"),
         (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),

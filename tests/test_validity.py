@@ -297,3 +297,19 @@ def test_taxi_tells_by_itself():
         for _ in range(20):
             trainer.step()
     assert batch.violations == 0
+
+
+class ByAnotherName(Hidden):
+    def get_action_mask(self):
+        return np.array([self.rule(action) for action in ALL])
+
+
+def test_a_name_that_sounds_like_it_and_is_not_used_is_told():
+    with pytest.warns(UserWarning, match="every action is taken as valid in .*oracle='get_action_mask'"):
+        GymBatched(ByAnotherName, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = GymBatched(ByAnotherName, 2, oracle="get_action_mask")
+        for plain in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1"):
+            GymBatched(plain, 2)
+    assert batch.validity.where == "env.get_action_mask()"

@@ -22,7 +22,18 @@ from ..rejection import NOTHING
 from .batched import Oracle, Step, check_actions
 from .copies import copies, restored, snapshot
 from .spaces import Categories, Observations, frozen
-from .validity import MASKS, Judge, PerAction, State, Validity, list_judge, mask_judge, recognised, source_named
+from .validity import (
+    MASKS,
+    Judge,
+    PerAction,
+    State,
+    Validity,
+    list_judge,
+    mask_judge,
+    passed_over,
+    recognised,
+    source_named,
+)
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 WHEN_NONE_VALID = ("raise", "end", "noop")
@@ -110,6 +121,12 @@ class GymBatched:
             raise ValueError(
                 "the environment has constraints (it says so: env.constrained) and no oracle was given; one of "
                 "flowrl's own is asked itself where it is given by its name"
+            )
+        if self.validity.source is None and constrained is None and (names := passed_over(first, state)):
+            warnings.warn(
+                f"every action is taken as valid in {self.name}; it has {', '.join(names)}: where one of these tells "
+                f"which are, name it: oracle={names[0]!r}",
+                stacklevel=2,
             )
 
     @property

@@ -29,6 +29,7 @@ Judge = Callable[[np.ndarray], np.ndarray]  # actions (S, D) int64 from 0 → (S
 MASKS = ("action_masks", "action_mask", "valid_action_mask", "legal_action_mask")
 LISTS = ("valid_actions", "legal_actions", "playable_actions", "available_actions")
 JUDGES = ("is_valid", "is_valid_action", "is_legal", "is_legal_action")
+SOUNDS = {"mask", "masks", "valid", "legal", "feasible", "allowed"}  # words of a name that may tell what is valid
 LISTED = 2**20  # |A| up to which a list of valid actions becomes a mask
 
 
@@ -179,6 +180,17 @@ def recognised(env: gymnasium.Env, state: State, categories: Categories) -> Sour
         if found is not None and found.judges == (name in JUDGES):
             return source_named(name, env, state, categories)
     return None
+
+
+def passed_over(env: gymnasium.Env, state: State) -> list[str]:
+    """Names that sound as if they told what is valid, where `recognised` found none: for a warning."""
+    own = [name for name in dir(env.unwrapped) if not name.startswith("_")]
+    keys = list(state.observation) if isinstance(state.observation, Mapping) else []
+    return [
+        name
+        for name in [*own, *keys, *state.info]
+        if isinstance(name, str) and SOUNDS.intersection(name.lower().split("_"))
+    ]
 
 
 def _method_judge(method: Callable[[Any], bool], categories: Categories) -> Judge:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -276,9 +277,13 @@ A2C_METHODS = [name for name in METHODS if name != "wol-ddpg"]  # what `a2c.Trai
 
 
 def choose(what: str, name: str, allowed) -> None:
-    """Raise one line that names the allowed values unless `name` is one of them."""
-    if name not in allowed:
-        raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(allowed)}")
+    """Raise one line that names the allowed values, of many the nearest first, unless `name` is one of them."""
+    if name in allowed:
+        return
+    names = list(allowed)
+    if len(names) > 20:
+        names.sort(key=lambda one: (name not in one, -SequenceMatcher(None, name, one).ratio()))
+    raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(names)}")
 
 
 def make_config(env: str, method: str, overrides: dict[str, Any] | None = None) -> TrainConfig:
