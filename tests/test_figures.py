@@ -46,7 +46,7 @@ def test_every_drawn_experiment_says_what_to_see():
     drawn = {entry.get("figure", name) for name, entry in experiments(EXPERIMENTS).items()} & set(
         experiments(EXPERIMENTS)
     )
-    assert all(experiments(EXPERIMENTS)[name]["see"].startswith("First") for name in drawn)
+    assert all(experiments(EXPERIMENTS)[name]["see"].startswith("See first") for name in drawn)
 
 
 def test_names_are_titles_or_the_methods():
@@ -81,7 +81,7 @@ def test_environments_draws_scores_two_by_two_and_names_methods_at_the_ends(fake
         [line] = [line for line in ax.lines if line.get_label() == "MASK"]
         assert abs(line.get_ydata()[0]) < 0.1 and 0.8 < line.get_ydata()[-1] < 1  # normalised
     said = " ".join(fig.get_supxlabel().split())
-    assert said.startswith("First: ") and "3 seeds a run (Wol-DDPG 1)" in said and "0123456" not in said
+    assert said.startswith("See first: ") and "3 seeds a run (Wol-DDPG 1)" in said and "0123456" not in said
     assert "optimum (−23)" in {text.get_text() for text in fig.axes[0].texts}
 
 
@@ -163,13 +163,13 @@ def test_factors_shows_every_run_beneath_its_experiment(fake_records):
     names = "figA1", "figB4"
     for name in names:
         root = fake_records(name)
-    fig = figures.factors({name: load(name, root, "quick") for name in names}, "Title", "First: here.")
+    fig = figures.factors({name: load(name, root, "quick") for name in names}, "Title", "See first: here.")
     [ax] = fig.axes
     rows = ["Sandwich's α (Figure A.1)", "static, ½", "trainable", "adaptive",
             "Posterior samples N (B.4)", "N = 1", "N = 2", "N = 4", "N = 8"]  # fmt: skip
     assert [tick.get_text() for tick in ax.get_yticklabels()] == rows
     said = " ".join(fig.get_supxlabel().split())
-    assert said.startswith("First: here.") and "3 seeds a run, " in said  # the run that both have counts once
+    assert said.startswith("See first: here.") and "3 seeds a run, " in said  # the run that both have counts once
 
 
 def test_against_marks_every_run_in_every_panel():
