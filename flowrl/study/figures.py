@@ -330,30 +330,48 @@ def factors(runs: dict[str, list[Record]], title: str, see: str) -> Figure:
 
 
 def bridge(experiment: str, runs: list[Record], authors: pd.DataFrame, published: pd.DataFrame) -> Figure:
-    """Runs on the authors' city beside their own code's curve and the published one: return, ELBO, valid draws.
+    """Runs on the authors' city: return, ELBO, valid draws; left beside their code's curve and the published one, right
+    (released) without one of its settings.
 
     authors: env_steps, return_mean, elbo, valid_rate; published: env_steps, return, tolerance.
     """
     shown, known = looks(experiment, runs), runs[0].facts["reference"]
+    trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
+    groups = by_label(trained)
+    lacking = [label for label in groups if label.startswith("released-")]
+    columns = {"IAR-A2C and the authors' code": [label for label in groups if label not in lacking]}
+    if lacking:
+        columns["(released), one thing left out"] = ["iar-a2c-released", *lacking]
     with page():
-        fig, axes, spare = _panels(3, 2.3, last=True)
-        trained = [run._replace(curve=run.curve.iloc[1:]) for run in runs]  # nothing was drawn before the first row
-        theirs = {"color": "black", "linewidth": 0.9, "label": "the authors' code, run here (1 seed)"}
-        columns = {"return_mean": None, "elbo": "elbo", "valid_rate": "valid_rate"}
-        for ax, (column, ours) in zip(axes, columns.items(), strict=True):
-            learning_curve(ax, trained, ours, shown)
-            ax.plot(authors["env_steps"], authors[column], **theirs)
-            ax.set(xlabel="environment steps", xlim=(0, max(authors["env_steps"].max(), published["env_steps"].max())))
+        ratios = {"height_ratios": (3, 2, 2, 1.1)}
+        fig, grid = plt.subplots(4, len(columns), figsize=(PAGE, 7.6), sharex=True, squeeze=False, sharey="row",
+                                 layout="constrained", gridspec_kw=ratios)  # fmt: skip
+        for (title, labels), axes in zip(columns.items(), grid.T, strict=True):
+            group = [run for label in labels for run in groups[label]]
+            for ax, ours in zip(axes, (None, "elbo", "valid_rate"), strict=False):
+                learning_curve(ax, group, ours, shown)
+            reference_lines(axes[0], known)
+            axes[0].set_title(title, fontweight="bold")
+        for ax, column in zip(grid[:, 0], ("return_mean", "elbo", "valid_rate"), strict=False):
+            ax.plot(
+                authors["env_steps"], authors[column], color="black", linewidth=0.9, label="the authors' code, one run"
+            )
         where = published["env_steps"], published["return"], published["tolerance"]
-        axes[0].errorbar(*where, fmt="D", color=GREY, capsize=3, clip_on=False, zorder=6, label="published (read off)")
-        reference_lines(axes[0], known)
-        span = known["optimal"] - known["uniform_valid"]
-        axes[0].set(
-            title="return of an episode", ylim=(known["uniform_valid"] - 0.35 * span, known["optimal"] + 0.2 * span)
+        grid[0, 0].errorbar(
+            *where, fmt="D", color=GREY, capsize=3, clip_on=False, zorder=6, label="published (read off)"
         )
-        axes[1].set(title="ELBO of log π(a|s), nats", ylim=(-20, 1))
-        axes[2].set(title="share of draws that are valid", ylim=(0, 1.03))
-        _legend(fig, axes, spare)
+        span = known["optimal"] - known["uniform_valid"]
+        limits = (known["uniform_valid"] - 0.35 * span, known["optimal"] + 0.2 * span)
+        grid[0, 0].set(ylabel="return of an episode", ylim=limits)
+        grid[1, 0].set(ylabel="ELBO of log π(a|s), nats", ylim=(-20, 1))
+        grid[2, 0].set(ylabel="share of draws\nthat are valid", ylim=(0, 1.03))
+        for axes in grid.T:
+            axes[2].set(
+                xlabel="environment steps", xlim=(0, max(authors["env_steps"].max(), published["env_steps"].max()))
+            )
+            axes[2].tick_params(labelbottom=True)
+            axes[3].axis("off")
+            axes[3].legend(*axes[0].get_legend_handles_labels(), loc="center", handlelength=3.2)
         _words(fig, experiment, runs, note=_exact(experiment, runs))
     return fig
 
