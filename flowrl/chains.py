@@ -109,7 +109,7 @@ class GumbelNoise:
         own = [d for d in dims if d < cuts[first].stop]
         moved = latent[:, :, at(own)] + change[:, :, : len(own)]
         pieces, hidden = [(at(own), moved)], 0.0
-        for i in range(first if first < last else last):
+        for i in range(first * (first < last)):  # nothing reads the last block
             hidden = self.flow._read(i, hidden, latent[:, :, cuts[i]])
         for i in range(first, last):
             if i == first:
