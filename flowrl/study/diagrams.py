@@ -269,7 +269,7 @@ def ascents(ax: Axes, returns: Mapping[str, np.ndarray], best: float) -> Axes:
 def corrections() -> tuple[Figure, np.ndarray]:
     """A figure with three axes for the above, the first two sharing y."""
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 3, figsize=(14.5, 4.9), layout="constrained", width_ratios=(1, 1.25, 1))
+        fig, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained", width_ratios=(1, 1.25, 1))
     return fig, axes
 
 
@@ -286,7 +286,7 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
         ax.plot(*place[[i, j]].T, color=ROAD, linewidth=width, solid_capstyle="round", zorder=1)
     severity, norm = np.subtract(city.covered, city.uncovered) / 2, Normalize(0.8, 1.3)
     shade, dark = ScalarMappable(norm, "Greys"), np.asarray(norm(severity)) > 0.55
-    ax.scatter(*place.T, s=4000 * frequency, c=severity, cmap=shade.cmap, norm=norm, edgecolors=INK, zorder=2,
+    ax.scatter(*place.T, s=3000 * frequency, c=severity, cmap=shade.cmap, norm=norm, edgecolors=INK, zorder=2,
                clip_on=False)  # fmt: skip
     for k, (x, y) in enumerate(place):
         colour = "white" if dark[k] else INK
@@ -294,10 +294,10 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
         here = [r for r, district in enumerate(stay) if district == k]
         for slot, r in enumerate(here):
             box = {"boxstyle": "round,pad=0.25", "facecolor": RESOURCES[r % len(RESOURCES)], "edgecolor": "white"}
-            shift = (15 * (slot - (len(here) - 1) / 2), 19)
+            shift = (15 * (slot - (len(here) - 1) / 2), 17)
             ax.annotate("ABCDEFGH"[r], (x, y), shift, textcoords="offset points", ha="center", va="center", fontsize=9,
                         color="white", weight="bold", zorder=5, bbox=box)  # fmt: skip
-    ax.margins(0.2)
+    ax.margins(0.12)
     ax.set_aspect("equal", adjustable="datalim")
     ax.axis("off")
     return shade
@@ -320,7 +320,7 @@ def covered(city: City, shares: Mapping[str, np.ndarray], titles: Mapping[str, s
     shares: by policy (K,) of steps; titles: a line for each.
     """
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 1 + len(shares), figsize=(3.1 * (1 + len(shares)), 2.9), layout="constrained")
+        fig, axes = plt.subplots(1, 1 + len(shares), figsize=(2.5 * (1 + len(shares)), 2.5), layout="constrained")
         struck = city.transition[-1]
         bar = fig.colorbar(neighbourhoods(axes[0], city, struck, struck.max(), "Reds"), ax=axes[0], shrink=0.7)
         bar.ax.tick_params(labelsize=8)
@@ -355,7 +355,7 @@ def cities(groups: Mapping[str, Mapping[str, dict[str, float]]], frequencies: Ma
     """A column a city: its map above, what its variants are worth below (`worth`); all by the city's name."""
     with plt.rc_context(STYLE):
         n = len(groups)
-        fig, axes = plt.subplots(2, n, figsize=(3.15 * n, 6.2), squeeze=False, height_ratios=(1.35, 1),
+        fig, axes = plt.subplots(2, n, figsize=(2.5 * n, 5.8), squeeze=False, height_ratios=(1.35, 1),
                                  layout=ConstrainedLayoutEngine(h_pad=0.1))  # fmt: skip
         for column, (name, optima) in zip(axes.T, groups.items(), strict=True):
             city = City.load(name)
