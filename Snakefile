@@ -18,7 +18,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from flowrl.study.config import ConfigError, choose, experiments, planned, runs, scale_drawn
+from flowrl.study.config import ConfigError, choose
+from flowrl.study.plan import experiments, planned, runs, scale_drawn
 from flowrl.study.queue import seconds
 from flowrl.study.records import figures as drawn_from_records
 
@@ -203,6 +204,7 @@ for notebook in NOTEBOOKS:
         input:
             "experiments.yaml",
             "flowrl/study/config.py",
+            "flowrl/study/plan.py",
             "flowrl/study/figures.py",
             "flowrl/study/plots.py",
             "flowrl/study/quantities.py",

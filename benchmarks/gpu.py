@@ -16,7 +16,8 @@ import torch
 
 from flowrl import envs
 from flowrl.a2c import seeded
-from flowrl.study.config import make_config, runs
+from flowrl.study.config import make_config
+from flowrl.study.plan import runs
 from flowrl.study.records import EXPERIMENTS, ROOT, provenance
 from flowrl.study.runs import make_trainer
 

@@ -17,7 +17,7 @@ from typing import Any
 from . import envs
 from .envs import authors, maps
 from .rejection import NoValidActionError
-from .study import config, evaluation, queue, records, runs
+from .study import config, evaluation, plan, queue, records, runs
 from .truth import search
 
 
@@ -85,7 +85,7 @@ def command_line() -> argparse.ArgumentParser:
         description="Train every run of a scale whose record is missing or of other settings, the most wanted first. "
         "Stopped, it goes on from the checkpoints when the same command is given again.",
     )
-    queue.add_argument("--scale", default="paper", help=f"one of: {', '.join(config.SCALES)} (default %(default)s)")
+    queue.add_argument("--scale", default="paper", help=f"one of: {', '.join(plan.SCALES)} (default %(default)s)")
     queue.add_argument("--only", nargs="+", metavar="EXPERIMENT", help="some experiments (see `list`)")
     queue.add_argument("--runs", nargs="+", metavar="LABEL", help="some runs, by label")
     queue.add_argument("--cores", type=_count, default=1, metavar="N", help="runs at a time (default 1)")
@@ -205,8 +205,8 @@ def _queue(args) -> None:
     if args.list:
         print(queue.listing(wanted, data))
         return
-    for run in config.without_city(wanted):
-        raise config.missing_city(run)
+    for run in plan.without_city(wanted):
+        raise plan.missing_city(run)
     if args.cores < 1:
         raise config.ConfigError("--cores is 0; it must be at least 1")
     logs = records.ROOT / "build" / "logs"
@@ -302,7 +302,7 @@ def _list(args) -> None:
     path = records.ROOT / "experiments.yaml"
     if path.exists():
         print("experiments:")
-        for name, experiment in config.experiments(path).items():
+        for name, experiment in plan.experiments(path).items():
             print(f"  {name:15} {experiment['title']}")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowrl import envs
-from flowrl.study.config import runs
+from flowrl.study.plan import runs
 from flowrl.study.records import EXPERIMENTS, Record
 from flowrl.study.stats import normalised_score, plateau_gain
 from flowrl.truth import exact, line, search

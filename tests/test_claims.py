@@ -11,7 +11,8 @@ from conftest import REFERENCE, fake_record
 
 from flowrl.__main__ import main
 from flowrl.study import claims, report
-from flowrl.study.config import ConfigError, runs
+from flowrl.study.config import ConfigError
+from flowrl.study.plan import runs
 from flowrl.study.records import EXPERIMENTS, ROOT
 from flowrl.study.stats import improvement
 

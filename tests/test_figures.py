@@ -10,7 +10,7 @@ from conftest import record
 from PIL import Image
 
 from flowrl.study import figures, plots
-from flowrl.study.config import experiments, runs
+from flowrl.study.plan import experiments, runs
 from flowrl.study.records import EXPERIMENTS, Record, by_environment, by_label, gain, load, score
 
 

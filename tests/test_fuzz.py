@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from flowrl.__main__ import main
 from flowrl.envs.city import generate
-from flowrl.study import config, records, report, tuning
+from flowrl.study import plan, records, report, tuning
 
 FEW, MANY = (settings(max_examples=n, deadline=None, derandomize=True, database=None) for n in (20, 100))
 JUNK = st.one_of(
@@ -97,7 +97,7 @@ THEIRS = {
     "att_param": {"dist_payoff": [0.5, 0.5], "idx_tgt": [[0, 1], [1, 0]]},
 }  # fmt: skip
 PLAN = {
-    "scales": {scale: {"seeds": 1, "steps": 8} for scale in config.SCALES},
+    "scales": {scale: {"seeds": 1, "steps": 8} for scale in plan.SCALES},
     "experiments": {"x": {
         "title": "t", "see": "s", "figure": "f", "colour": "correction", "notebook": "n",
         "environments": ["ERA-v1", "Toy-Partial"], "settings": {"hidden": 8},
@@ -164,7 +164,7 @@ def test_experiments(tmp_path, monkeypatch, examples):
         (folder / "experiments.yaml").write_bytes(content)
         monkeypatch.setattr(records, "EXPERIMENTS", folder / "experiments.yaml")
         monkeypatch.setattr(records, "ROOT", folder)
-        for scale in config.SCALES:
+        for scale in plan.SCALES:
             one_line("queue", "--list", "--scale", scale, "--data", folder)
         one_line("list")
 

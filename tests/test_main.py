@@ -11,7 +11,8 @@ import pytest
 
 from flowrl.__main__ import main
 from flowrl.envs.city import City
-from flowrl.study.config import DESCRIBED_METHODS, experiments
+from flowrl.study.config import DESCRIBED_METHODS
+from flowrl.study.plan import experiments
 from flowrl.study.records import ROOT
 from flowrl.truth import exact, search
 

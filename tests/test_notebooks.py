@@ -9,8 +9,8 @@ import nbformat
 import papermill
 import pytest
 
-from flowrl.study.config import experiments, runs
 from flowrl.study.notebook import watched
+from flowrl.study.plan import experiments, runs
 from flowrl.study.records import EXPERIMENTS, ROOT, figures
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -21,7 +21,8 @@ from packaging.utils import canonicalize_name
 
 from flowrl.__main__ import command_line
 from flowrl.envs.city import generate
-from flowrl.study.config import AUTHORS, SCALES, ConfigError, experiments, make_config, planned, runs
+from flowrl.study.config import ConfigError, make_config
+from flowrl.study.plan import AUTHORS, SCALES, experiments, planned, runs
 from flowrl.study.plots import method
 from flowrl.study.records import EXPERIMENTS, ROOT, figures
 

@@ -9,7 +9,8 @@ from conftest import fake_record
 
 from flowrl.envs.city import generate
 from flowrl.study import records
-from flowrl.study.config import ConfigError, runs, scale_drawn
+from flowrl.study.config import ConfigError
+from flowrl.study.plan import runs, scale_drawn
 from flowrl.study.records import (
     EXPERIMENTS,
     RecordError,

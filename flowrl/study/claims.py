@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from . import stats
-from .config import ConfigError, Run, choose, experiments, recorded_as, runs, titles
+from .config import ConfigError, choose
 from .forms import check, read_yaml
+from .plan import Run, experiments, recorded_as, runs, titles
 from .plots import METHODS
 from .quantities import QUANTITIES, plain, significant
 from .records import EXPERIMENTS, ROOT, Record, RecordError, by_label, matrix, read_record

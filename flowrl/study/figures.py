@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from . import records
-from .config import experiments, titles
+from .plan import experiments, titles
 from .plots import (
     FINAL,
     GREY,

@@ -15,7 +15,8 @@ from statistics import median
 
 from tqdm import tqdm
 
-from .config import Run, choose, experiments, runs
+from .config import choose
+from .plan import Run, experiments, runs
 from .records import RecordError, read_facts
 
 BUSY = 3  # exit status of `train` where another process makes the record

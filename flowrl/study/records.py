@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import experiments, runs, scale_drawn
 from .forms import ConfigError, check
+from .plan import experiments, runs, scale_drawn
 from .stats import normalised_score, plateau_gain
 
 SCHEMA = 1

@@ -22,8 +22,8 @@ from ..a2c import Trainer, seeded
 from ..device import make_device, one_thread
 from ..wolpertinger import WolpertingerTrainer
 from .config import ConfigError, TrainConfig, restored
-from .config import Run as Planned
 from .evaluation import CURVE_DRAWS, Evaluator, reference
+from .plan import Run as Planned
 from .records import (
     SCHEMA,
     RecordError,

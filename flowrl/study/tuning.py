@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import ConfigError, Run, choose, make_config
+from .config import ConfigError, choose, make_config
 from .forms import check, read_yaml
+from .plan import Run
 from .queue import work
 from .records import ROOT, read_facts, replacing, score
 
