@@ -17,6 +17,7 @@ from flowrl.study.records import EXPERIMENTS, ROOT
 from flowrl.study.stats import improvement
 
 MEAN = {"experiment": "fig5", "runs": "mask", "of": "score", "statistic": "mean"}
+SEEDS = sum((run.label, run.config.env) == ("mask", "ERA-v2") for run in runs(EXPERIMENTS, "fig5", "paper"))  # planned
 MINUS = {"experiment": "fig5", "runs": ["iar-a2c", "mask"], "of": "score", "statistic": "difference"}
 
 
@@ -86,7 +87,7 @@ def test_document_says_what_was_computed(root):
                       }  # fmt: skip
     data["numbers"] = {}
     text = report.document(data, claims.evaluate(data, root), root)
-    assert "| Figure 5 | [it is best](#mine) | **holds** | quick (paper scale: 0 of 40 records) |" in text
+    assert f"| Figure 5 | [it is best](#mine) | **holds** | quick (paper scale: 0 of {8 * SEEDS} records) |" in text
     assert "**Holds**, see [06_constrained]" in text
     assert "By +0.040 [" in text
     data["claims"]["mine"]["found"] = "{minos}"
@@ -119,7 +120,7 @@ def test_result_in_words(root):
     assert (found.value, found.criterion, found.verdict, found.scale) == ("+0.040", "above 0", "holds", "quick")
     assert (found.seeds, found.steps) == ("3", "200,000")
     assert found.better.startswith("0.89 [")
-    assert found.records == "quick: 6 records, 200,000 steps; paper scale has 0 of 10 records"
+    assert found.records == f"quick: 6 records, 200,000 steps; paper scale has 0 of {2 * SEEDS} records"
     share = claims.result(query(**MEAN | {"statistic": "below", "level": 0.93}), "", root)
     assert (share.value, share.interval, share.verdict) == ("8 of 12", "", "")
 
@@ -162,10 +163,10 @@ def test_the_largest_complete_scale_is_read(root):
     record_scores(root, scale="paper", mask=[0.99] * 5, iar_a2c=[0.98] * 5)
     found = claims.result(query(**MINUS, criterion={">": 0}), "", root)
     assert (found.value, found.verdict, found.scale, found.steps) == ("−0.010", "does not hold", "paper", "700,000")
-    (root / "paper/ERA-v2/mask/seed4.csv").unlink()
+    (root / f"paper/ERA-v2/mask/seed{SEEDS - 1}.csv").unlink()
     found = claims.result(query(**MINUS, criterion={">": 0}), "", root)
     assert (found.scale, found.verdict) == ("quick", "holds")
-    assert found.records == "quick: 24 records, 200,000 steps; paper scale has 39 of 40 records"
+    assert found.records == f"quick: 24 records, 200,000 steps; paper scale has {8 * SEEDS - 1} of {8 * SEEDS} records"
     assert claims.result(query(**MEAN), "ERA-v3", root).scale == "paper"
 
 
@@ -173,7 +174,7 @@ def test_what_is_missing_is_not_tested(root):
     (root / "quick/ERA-v2/mask/seed2.json").unlink()
     found = claims.result(query(**MEAN, criterion={">": 0}), "", root)
     assert (found.value, found.verdict, found.scale) == ("—", "not tested", "")
-    assert found.records == "paper scale has 0 of 20 records; quick scale has 11 of 12 records"
+    assert found.records == f"paper scale has 0 of {4 * SEEDS} records; quick scale has 11 of 12 records"
 
 
 def test_one_seed_tells_no_spread(root):
