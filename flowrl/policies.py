@@ -279,7 +279,8 @@ class FlowPolicy(nn.Module):
         if self.estimator not in HAS_LOG_PROB:
             raise ValueError(f"estimator {self.estimator!r} has no log_prob; choose one of: {', '.join(HAS_LOG_PROB)}")
         w, _ = self.log_weights(features, sample.action, self.n_posterior, generator)
-        if self.alpha is not None:
+        if self.estimator == "sandwich":
+            assert self.alpha is not None  # made with the policy
             return sandwich(w, self.alpha(elbo(w), cubo(w)))
         return {"elbo": elbo, "cubo": cubo, "iwae": iwae}[self.estimator](w)
 

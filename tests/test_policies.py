@@ -297,10 +297,12 @@ def test_sharing_draws_and_posterior_draws_reduce_the_variance():
     assert spread["cis"] < 0.95 * spread["latent"]
 
 
+@pytest.mark.parametrize("made", ["as named", "sandwich"])  # the second has an α, which must not matter
 @pytest.mark.parametrize("estimator", ["elbo", "cubo", "iwae", "sandwich"])
-def test_log_prob_is_the_estimator_named(estimator):
+def test_log_prob_is_the_estimator_named(estimator, made):
     """From the same draws, by the definitions."""
-    policy = make(FlowPolicy, (3,), estimator=estimator, n_posterior=4)
+    policy = make(FlowPolicy, (3,), estimator=estimator if made == "as named" else made, n_posterior=4)
+    policy.estimator = estimator
     features = policy.features(STATES)
     sample = policy.sample(features, 6, generator())
     w, _ = policy.log_weights(features, sample.action, 4, generator(1))
