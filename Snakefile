@@ -46,7 +46,7 @@ COMPUTED = {
     ),
     "01_flow_policy": ("flows policies study/sliders truth/gradients", "fig2.pdf fig2.png"),
     "02_log_prob_estimators": (
-        "estimators policies study/sliders truth/gradients",
+        "estimators policies study/diagrams study/sliders truth/gradients",
         "figB_estimators.pdf figB_estimators.png",
     ),
     "03_rejection_gradient": (

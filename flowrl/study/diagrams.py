@@ -1,7 +1,7 @@
-"""Pictures that explain: the loop of IAR-A2C (paper, Figure 1), what a correction does, the cities of ERA.
+"""Pictures that explain: the loop of IAR-A2C (paper, Figure 1), estimators, what a correction does, the cities of ERA.
 
 Numbers and axes in, artists out, as in `plots`; nothing here trains or samples. What the pictures show is computed in
-notebooks 03 and 04, from `rejection` and `truth`.
+notebooks 02 to 04, from `rejection` and `truth`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
@@ -16,6 +17,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..envs.city import City
 from ..envs.draw import INK, RESOURCES, ROAD, places
@@ -271,6 +273,83 @@ def corrections() -> tuple[Figure, np.ndarray]:
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained", width_ratios=(1, 1.25, 1))
     return fig, axes
+
+
+# ---------------------------------------------------------------------------------------------- estimators of log π
+
+
+class EstimatorLook(NamedTuple):
+    """How an estimator of log π or of its gradient is shown."""
+
+    colour: str
+    marker: str
+    dashes: str
+    name: str
+
+
+Looks = Mapping[str, EstimatorLook]
+
+
+def _estimators(ax: Axes, y: Any, low: Any, high: Any, found: Any, looks: Looks) -> None:
+    """Series by (x, estimator): a line each, bars from low to high, open markers where nothing was found."""
+    y, low, high, found = (column.unstack() for column in (y, low, high, found))
+    for name in (name for name in looks if name in y):
+        colour, marker, dashes, label = looks[name]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 7}
+        bars = (y[name] - low[name]).clip(lower=0), (high[name] - y[name]).clip(lower=0)
+        ax.errorbar(range(len(y)), y[name], bars, linestyle=dashes, capsize=2, label=label, **style)
+        ax.plot(range(len(y)), y[name].where(~found[name]), linestyle="", markerfacecolor="white", zorder=4, **style)
+    ax.set_xticks(range(len(y)), y.index)
+
+
+def bias_of_log_prob(ax: Axes, value: pd.DataFrame, looks: Looks) -> Axes:
+    """Columns bias and error by (x, estimator), in nats; bars are two standard errors, as in the next two."""
+    y, error = value["bias"], 2 * value["error"]
+    _estimators(ax, y, y - error, y + error, y.notna(), looks)
+    ax.axhline(0, color="black", linewidth=1)
+    return ax
+
+
+def bias_of_score(ax: Axes, score: pd.DataFrame, looks: Looks) -> Axes:
+    """Columns bias² and error by (x, estimator): its root, or the upper limit where it is not clear of the noise."""
+    found = score["bias²"] > 3 * score["error"]
+    low, high = ((score["bias²"] + sign * 2 * score["error"]).clip(lower=1e-6) ** 0.5 for sign in (-1, 1))
+    y = (score["bias²"].clip(lower=0) ** 0.5).where(found, high)
+    _estimators(ax, y, low.where(found, y), high, found, looks)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    return ax
+
+
+def spread_of_score(ax: Axes, score: pd.DataFrame, looks: Looks) -> Axes:
+    """Columns spread² and spread error by (x, estimator): its root."""
+    low, high = ((score["spread²"] + sign * 2 * score["spread error"]) ** 0.5 for sign in (-1, 1))
+    y = score["spread²"] ** 0.5
+    _estimators(ax, y, low, high, y.notna(), looks)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(FixedLocator((0.5, 0.7, 1, 1.5, 2, 2.5, 3)))
+    return ax
+
+
+def estimators(columns: Sequence[tuple[pd.DataFrame, pd.DataFrame, str, str]], looks: Looks) -> Figure:
+    """The three above, a column for each (value, score, title, name of x), of the x that the scores have."""
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(3, len(columns), figsize=(11, 11.5), sharex="col", layout="constrained", squeeze=False)
+        for (top, middle, bottom), (value, score, title, x) in zip(axes.T, columns, strict=True):
+            scored = value.index.get_level_values(0).isin(score.index.get_level_values(0))
+            bias_of_log_prob(top, value.loc[scored], looks).set_title(title)
+            bias_of_score(middle, score, looks)
+            spread_of_score(bottom, score, looks).set_xlabel(x)
+        for ax in axes[1:].flat:
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_formatter("{x:g}")
+        names = ("bias of log π, nats", "relative bias of ∇log π", "spread of ∇log π")
+        for ax, name in zip(axes[:, 0], names, strict=True):
+            ax.set_ylabel(name)
+        title = "solid: log π estimated, then differentiated      dashed: ∇log π alone, unbiased"
+        handles = axes[1, 0].get_legend_handles_labels()
+        fig.legend(*handles, title=title, loc="outside upper center", ncols=7, columnspacing=1.2, handlelength=2.4)
+    return fig
 
 
 # ------------------------------------------------------------------------------------------------- the cities of ERA
