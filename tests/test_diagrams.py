@@ -74,6 +74,10 @@ def test_multiples_are_drawn_as_given():
     assert {"$S$ = 16", "8", "A"} <= set(labels)
     assert labels["8"].xy[0] == pytest.approx(0.5, rel=0.05)  # where the sign changes
 
+    ax = diagrams.by_correction(plt.subplots()[1], {"mean": (l, np.where(l == 3, 1e-17, 1 / l))})
+    [line] = ax.lines
+    np.testing.assert_array_equal(line.get_ydata(), np.where(l == 3, np.nan, 1 / l))
+
     returns = np.random.default_rng(0).normal(size=(5, 3))
     ax = diagrams.ascents(axes[2], {"mean": returns}, 1.0)
     bold = [line for line in ax.lines if line.get_linewidth() > 2]
@@ -100,6 +104,15 @@ def test_estimators_are_drawn_as_measured():
     assert np.isnan(middle[1::2]).tolist() == [[True, True], [False, False]]  # the open ones
     assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "rb"]
     figure.canvas.draw()
+
+
+def test_pathwise_shows_the_draws_and_the_plane():
+    side, draws = np.linspace(-6, 6, 5), np.random.default_rng(0).normal(size=(7, 2))
+    figure = diagrams.pathwise(side, np.outer(side, np.ones(5)), (3, 1), {"latent": (draws, "red")}, np.zeros(2))
+    left, right, _ = figure.axes
+    np.testing.assert_array_equal(left.collections[0].get_array()[0], side)  # v_12 − v_11 along x
+    np.testing.assert_array_equal(right.lines[0].get_xydata(), draws)
+    assert "region $a_1$ = 3" in left.get_title() and "(3, 1)" in right.get_title()
 
 
 def test_city_map_and_worth():

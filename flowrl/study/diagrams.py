@@ -187,7 +187,7 @@ def _weights(ax: Axes) -> None:
     printed = (r"executed: $1 - S/l^2$", r"other valid: $-S/l^2$", r"refused: $0$")
     weights, name = np.where(executed, 1, -1 / (l - 1)) * valid, "leave-one-out: unbiased"
     _weight_bars(ax, 1.92, weights, UNBIASED, name, leave_one_out)
-    name = r"$S/l^2$ (printed): $\mathrm{E}[1 - S/l^2]$ of it, wrong sign at $l < \sqrt{S}$"
+    name = r"$S/l^2$ (printed): $\mathrm{E}[1 - S/l^2]\,\nabla J$, wrong sign at $l < \sqrt{S}$"
     _weight_bars(ax, 0.82, (executed - DRAWS / l**2) * valid, RED, name, printed)
 
 
@@ -218,9 +218,8 @@ def multiple_by_valid_draws(ax: Axes, n_draws: int, multiples: Mapping[str, tupl
     _multiple_axis(ax, -1.5 * n_draws)
     for kind, (l, multiple) in multiples.items():
         name, colour, dashes = CORRECTIONS[kind]
-        wide = kind == "none"
-        ax.plot(l, multiple, color=colour, linestyle=dashes, label=name, linewidth=4 if wide else 2.4, zorder=3 - wide,
-                alpha=0.35 if wide else 1)  # fmt: skip
+        wide = kind == "none"  # leave-one-out lies upon it
+        ax.plot(l, multiple, color=colour, linestyle=dashes, label=name, linewidth=6 if wide else 2.4, zorder=3 - wide)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks := 2 ** np.arange(int(np.log2(n_draws)) + 1), [str(tick) for tick in ticks])
     ax.axvline(n_draws**0.5, color=RED, linewidth=1, linestyle=":")
@@ -252,6 +251,20 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
     ax.set_xticks(ticks := [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1], [f"{tick:g}" for tick in ticks])
     ax.set_xlim(mass[0], 1)
     ax.set_xlabel("$Z$, share of the draws that is valid")
+    return ax
+
+
+def by_correction(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Axes:
+    """By correction, x (n,) and y (n,), both axes logarithmic; what is 0 but for rounding is left out."""
+    for kind, (x, y) in lines.items():
+        name, colour, dashes = CORRECTIONS[kind]
+        ax.plot(x, np.where(y < 1e-9, np.nan, y), color=colour, linestyle=dashes, label=name)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
     return ax
 
 
@@ -349,6 +362,36 @@ def estimators(columns: Sequence[tuple[pd.DataFrame, pd.DataFrame, str, str]], l
         title = "solid: log π estimated, then differentiated      dashed: ∇log π alone, unbiased"
         handles = axes[1, 0].get_legend_handles_labels()
         fig.legend(*handles, title=title, loc="outside upper center", ncols=7, columnspacing=1.2, handlelength=2.4)
+    return fig
+
+
+def pathwise(side: np.ndarray, p_2: np.ndarray, action: tuple[int, int],
+             scores: Mapping[str, tuple[np.ndarray, str]], exact: np.ndarray) -> Figure:  # fmt: skip
+    """What a pathwise score integrates, for D = 2, K = 3, and what it leaves.
+
+    p_2 (n, n): P(a_2 | v_1) over v_12 − v_11 and v_13 − v_11, each in `side` (n,); action: a_1, a_2, from 1; scores by
+    name: two coordinates a draw, (m, 2), and a colour; exact (2,).
+    """
+    with plt.rc_context(STYLE):
+        fig, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+        image = left.pcolormesh(side, side, p_2.T, cmap="cividis", rasterized=True)
+        fig.colorbar(image, label=f"$p_2$ of $a_2$ = {action[1]}")
+        most = float(side[-1])
+        for end in ((-most, 0), (0, -most), (most, most)):
+            left.plot((0, end[0]), (0, end[1]), color="white", linewidth=2)
+        box = {"facecolor": "black", "alpha": 0.4, "linewidth": 0}
+        for a, (x, y) in enumerate(((-0.6, -0.6), (0.5, -0.5), (-0.5, 0.5)), 1):
+            left.text(x * most, y * most, f"$a_1$ = {a}", color="white", ha="center", bbox=box)
+        left.set(xlabel="$v_{12} - v_{11}$", ylabel="$v_{13} - v_{11}$")
+        left.set_title(f"$p_2$ over $v_1$; only region $a_1$ = {action[0]} matters on the right")
+        left.grid(False)
+        for name, (found, colour) in scores.items():
+            right.plot(*found.T, ".", color=colour, markersize=4, alpha=0.5, label=name)
+        right.plot(*exact, "k+", markersize=14, markeredgewidth=2, label="exact")
+        right.set(xlim=(-3, 1.5), ylim=(-3, 1.5), title="scores of $a$ = ({}, {})".format(*action))
+        right.set_xlabel(rf"$\partial/\partial\mu_{{1{action[0]}}}$")
+        right.set_ylabel(rf"$\partial/\partial\mu_{{2{action[1]}}}$")
+        right.legend(loc="lower left")
     return fig
 
 
