@@ -189,6 +189,22 @@ def test_one_seed_tells_no_spread(root):
     assert claims.result(query(**alone | {"statistic": "most"}), "", root).verdict == "holds"
 
 
+def test_one_seed_at_the_paper_scale_gives_way_to_several(root, monkeypatch):
+    """A larger scale of one seed is read where the smaller one has no more."""
+    planned = claims._runs
+
+    def one_seed(experiment, scale):
+        return [run for run in planned(experiment, scale) if scale == "quick" or run.config.seed == 0]
+
+    monkeypatch.setattr(claims, "_runs", one_seed)
+    record_scores(root, scale="paper", mask=[0.99] * 5)
+    found = claims.result(query(**MEAN, criterion={">": 0.95}), "", root)
+    assert (found.value, found.scale, found.verdict) == ("0.93", "quick", "does not hold")
+    assert found.records.startswith("quick: 12 records, 200,000 steps; paper scale has one seed")
+    (root / "quick/ERA-v2/mask/seed1.csv").unlink()
+    assert claims.result(query(**MEAN), "", root).scale == "paper"
+
+
 def test_remarks(root):
     for run in runs(EXPERIMENTS, "fig5", "quick"):
         if run.label == "mask":

@@ -7,6 +7,7 @@ fault and what is allowed.
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,19 +201,28 @@ def _runs(experiment: str, scale: str) -> list[Run]:
     return runs(EXPERIMENTS, experiment, scale)
 
 
+def _seeds(planned: dict[Path, Run]) -> int:
+    """How many seeds each method has, at least."""
+    return min(Counter((run.label, run.config.env) for run in planned.values()).values(), default=0)
+
+
 def there(paths) -> int:
     """How many of these records are there, both files of them."""
     return sum(p.with_name(f"{p.name}.csv").exists() and p.with_name(f"{p.name}.json").exists() for p in paths)
 
 
 def _from_records(test: Query, environment: str, root: Path, read: Callable) -> Sample | Missing:
-    """What a test asks for, from the largest scale whose records of it are all there."""
+    """What a test asks for, from the largest scale whose records are all there; not from one seed where more are."""
     lacking = []
     for scale in ("paper", "quick"):
         planned = planned_at(test, environment, scale, root)
         if planned and there(planned) == len(planned):
-            break
-        lacking.append(f"{scale} scale has {there(planned)} of {len(planned)} records")
+            quick = planned_at(test, environment, "quick", root)
+            if _seeds(planned) > 1 or _seeds(quick) < 2 or there(quick) < len(quick):
+                break
+            lacking.append(f"{scale} scale has one seed")
+        else:
+            lacking.append(f"{scale} scale has {there(planned)} of {len(planned)} records")
     else:
         return Missing("; ".join(lacking))
     found = [read(path, run, scale) for path, run in planned.items()]
