@@ -71,6 +71,28 @@ def test_the_search_finds_the_exact_go_and_stay_and_the_random_return(version):
     assert found["optimal"] is None and found.keys() >= KEYS
 
 
+@pytest.mark.parametrize("version", range(1, 6))
+def test_no_blind_policy_beats_go_and_stay_where_a_move_reaches_far_and_one_does_in_the_tight_cities(version):
+    """The best open loop of each start, by dynamic programming: the emergencies do not depend on allocations."""
+
+    def blind(name):
+        city = City.load(name)
+        assert len(city.starts) == city.proximate(everything(city)).sum()  # every allocation where one may be
+        x, y, e, chances = city.starts[:, None], city.starts, np.eye(city.districts + 1)[-1], []
+        toll = np.where(city.may_move[x, y].all(2), city.cost[x, y].sum(2), np.inf)
+        covered, value = (y[:, :, None] == np.arange(city.districts)).any(1), np.zeros(len(y))
+        for _ in range(city.horizon):
+            chances.append(e @ city.transition)
+            e = np.append(chances[-1], 0)
+        for chance in reversed(chances):
+            value = (np.where(covered, city.covered, city.uncovered) @ chance + value - toll).max(1)
+        return value.mean()
+
+    far, tight = (exact.optimum(f"ERA-v{version}{kind}") for kind in ("", "-tight"))
+    assert -1e-9 < blind(f"ERA-v{version}") - far["go_and_stay"] < 0.005 * (far["optimal"] - far["go_and_stay"])
+    assert blind(f"ERA-v{version}-tight") - tight["go_and_stay"] > 0.1 * (tight["optimal"] - tight["go_and_stay"])
+
+
 def test_sampled_starts_agree_with_all_of_them():
     city = City.load("ERA-v4")
     found = search.references(city, starts=100, seed=2)

@@ -26,6 +26,7 @@ from .plots import GREY, METHODS, REFERENCES, STYLE
 
 BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
 GOLD, GREEN, RED, PALE = "#D2B43C", "#2E7D32", "#D20F3C", "#F4F6F8"
+MOST_NUMBERED = 16  # districts on a map; the numbers of more could not be read
 
 
 class Correction(NamedTuple):
@@ -401,7 +402,7 @@ def pathwise(side: np.ndarray, p_2: np.ndarray, action: tuple[int, int],
 def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -> ScalarMappable:
     """A city from above: districts as large as they are struck often (K,), as dark as severe; resources at `stay` (D,).
 
-    Roads are thick where they are cheap. Returns what a colour bar of the severity needs.
+    Roads are thick where they are cheap; few districts are numbered. Returns what a colour bar of the severity needs.
     """
     place, price = places(city), np.array([edge[2] for edge in city.edges])
     for (i, j, _), width in zip(city.edges, 1.5 + 5 * (1 - price / max(price.max(), 1e-9)), strict=True):
@@ -412,7 +413,8 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
                clip_on=False)  # fmt: skip
     for k, (x, y) in enumerate(place):
         colour = "white" if dark[k] else INK
-        ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=10, color=colour, zorder=4)
+        if city.districts <= MOST_NUMBERED:
+            ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=10, color=colour, zorder=4)
         here = [r for r, district in enumerate(stay) if district == k]
         for slot, r in enumerate(here):
             box = {"boxstyle": "round,pad=0.25", "facecolor": RESOURCES[r % len(RESOURCES)], "edgecolor": "white"}

@@ -128,9 +128,10 @@ def normalised_score(returns, reference: dict | None):
 
 
 def plateau_gain(returns, reference: dict | None):
-    """0 at the best "go once and stay", 1 at the optimum: above 0 only for policies that read the emergencies.
+    """0 at the best "go once and stay", 1 at the optimum; None where one of them is not known.
 
-    None where one of them is not known.
+    Where one move reaches far (ERA-v1 to v5) it is above 0, but for a trifle, only for policies that read the
+    emergencies; in tight cities also for blind ones that walk to a better place.
     """
     return _between(returns, reference, "go_and_stay", "optimal")
 
