@@ -60,12 +60,17 @@ def chance_apart(n: int, m: int) -> float:
 
 
 def _how_sure(cells: dict, ours: str) -> str:
-    """What lying apart says, by the number of seeds."""
+    """What lying apart says, by the number of seeds and of pairs compared."""
     fewest = min(len(x) for x in cells.values())
     if fewest == 1 or len(next(x for (_, label), x in cells.items() if label == ours)) == 1:
         return "**How sure.** Where a run has one seed this is an impression, no more."
     rate = 1 / chance_apart(fewest, fewest)
-    return f"**How sure.** Any two that were alike would lie apart so, {fewest} seeds each, in one of {rate:.0f} cases."
+    pairs = sum((env, ours) in cells for env, label in cells if label != ours)
+    of_all = f"; of the {pairs} pairs compared here, {pairs / rate:.1f} if all were" if pairs > 1 else ""
+    return (
+        f"**How sure.** Any two that were alike would lie apart so, {fewest} seeds each, in one of {rate:.0f} "
+        f"cases{of_all}."
+    )
 
 
 def factor(runs: list[Record], names: dict[str, str]) -> dict:
