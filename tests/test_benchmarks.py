@@ -13,7 +13,8 @@ from flowrl.envs.city import City, generate
 from flowrl.envs.era import BatchedERA
 from flowrl.rejection import all_actions
 from flowrl.study.config import make_config
-from flowrl.study.records import ROOT
+from flowrl.study.plan import runs
+from flowrl.study.records import EXPERIMENTS, ROOT
 from flowrl.study.strangers import _until
 
 
@@ -89,9 +90,9 @@ def test_the_recorded_table_of_strangers_is_whole():
     ours = rows[rows["method"].str.startswith("flowrl")]
     assert rows["env"].nunique() >= 12 and set(ours["env"]) == set(rows["env"])
     assert (ours[["invalid_trained", "invalid_evaluated"]] == 0).all(axis=None)
-    for (env, method), runs in rows.groupby(["env", "method"]):
-        assert sorted(runs["seed"]) == [0, 1, 2], (env, method)
-        assert method == "random" or set(runs["env_steps"]) == {strangers.GAMES[env].steps}, (env, method)
+    for (env, method), of_one in rows.groupby(["env", "method"]):
+        assert sorted(of_one["seed"]) == [0, 1, 2], (env, method)
+        assert method == "random" or set(of_one["env_steps"]) == {strangers.GAMES[env].steps}, (env, method)
 
 
 # ------------------------------------------------------------------------------------------------ the audit
@@ -169,4 +170,5 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu"])
     gpu.main()
     assert capsys.readouterr().out == "no GPU here\n"
-    assert gpu.figure_hours({"mask": 1000}) == pytest.approx(20 * 700_000 / 1000 / 3600)  # 4 cities, 5 seeds
+    seeds = sum((run.label, run.config.env) == ("mask", "ERA-v2") for run in runs(EXPERIMENTS, "fig5", "paper"))
+    assert gpu.figure_hours({"mask": 1000}) == pytest.approx(4 * seeds * 700_000 / 1000 / 3600)  # four cities

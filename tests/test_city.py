@@ -293,6 +293,7 @@ def test_the_cities_by_fraction_are_one_city_and_their_fractions_as_named(tmp_pa
         before = fraction
 
 
+@pytest.mark.long
 def test_the_committed_files_are_what_the_search_finds(tmp_path):
     assert City.names()[:3] == ["ERA-v1", "ERA-v1-tight", "ERA-v1-free"] and set(City.names()) < set(names())
     for version in ship.VERSIONS:
