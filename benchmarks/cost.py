@@ -38,7 +38,7 @@ from .__main__ import matmul_gflops
 
 OUT = ROOT / "data" / "benchmarks"
 CITIES = [f"ERA-v{k}" for k in (1, 2, 3, 4, 5)]
-METHODS = ("iar-a2c", "iar-a2c-paper", "mask", "ar-iar", "factored-iar", "wol-ddpg")
+METHODS = ("iar-a2c", "iar-a2c-paper", "iar-a2c-released", "mask", "ar-iar", "factored-iar", "wol-ddpg")
 DRAWING = ("iar-a2c", "ar-iar", "factored-iar")
 ONE_AT_A_TIME = (*DRAWING, "mask")
 SCALING = ("iar-a2c-gumbel", *DRAWING, "mask")

@@ -89,7 +89,7 @@ def main() -> None:
     table = pd.DataFrame(rows)
     best = table.groupby("method")["steps_per_s"].max().to_dict()
     lacking = "" if len(best) == len(methods) else f" (of {', '.join(best)} alone)"
-    print(f"Figure 5 with 5 seeds: {figure_hours(best):.1f} hours{lacking}")
+    print(f"Figure 5 at the paper's scale, as planned: {figure_hours(best):.1f} hours{lacking}")
     if args.device == "cuda":
         table.to_csv(OUT / "gpu.csv", index=False)
         machines = json.loads((OUT / "machine.json").read_text())

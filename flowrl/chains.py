@@ -82,7 +82,7 @@ class GaussianNoise:
 
 
 class GumbelNoise:
-    """A `GumbelFlowPolicy`'s: v_d = l_d(v_<d) + ε_d, ε ~ Gumbel(0, 1). A dimension changes no block before its own."""
+    """A `GumbelFlowPolicy`'s: v_d = η_d(v_<d) + ε_d, ε ~ Gumbel(0, 1). A dimension changes no block before its own."""
 
     def __init__(self, policy: GumbelFlowPolicy, features: GumbelFeatures):
         self.flow, self.features, self.like = policy.flow, features, features.mean
@@ -94,7 +94,7 @@ class GumbelNoise:
         return self.flow.push(*self.features, noise.clone())
 
     def noise_of(self, latent: Tensor) -> Tensor:
-        """ε_d = v_d − l_d(v_<d); 0 where a category does not exist."""
+        """ε_d = v_d − η_d(v_<d); 0 where a category does not exist."""
         return self.flow.pull(*self.features, latent)
 
     def planted(self, action: Tensor, generator) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class GumbelNoise:
         own = [d for d in dims if d < cuts[first].stop]
         moved = latent[:, :, at(own)] + change[:, :, : len(own)]
         pieces, hidden = [(at(own), moved)], 0.0
-        for i in range(first * (first < last)):  # nothing reads the last block
+        for i in range(first if first < last else 0):  # behind the last block there is none that reads them
             hidden = self.flow._read(i, hidden, latent[:, :, cuts[i]])
         for i in range(first, last):
             if i == first:

@@ -22,9 +22,9 @@ def gumbel(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | No
 
 
 def truncated_gumbel(logits: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """v = l + Gumbel given argmax v = a: logits (B, 1 or n, d, K), actions (B, n, d) int64 → (B, n, d, K).
+    """v = η + Gumbel given argmax v = a: logits η (B, 1 or n, d, K), actions (B, n, d) int64 → (B, n, d, K).
 
-    The winner's M = logsumexp(l) + Gumbel, whoever wins; the others v_j = −log(exp(−M) + E_j exp(−l_j)), E_j ~ Exp(1).
+    The winner's M = logsumexp(η) + Gumbel, whoever wins; the others v_j = −log(exp(−M) + E_j exp(−η_j)), E_j ~ Exp(1).
 
     >>> action = torch.tensor([[[0, 2], [1, 1]]])  # 2 actions of 2 dimensions in one state
     >>> truncated_gumbel(torch.zeros(1, 1, 2, 3), action).argmax(-1).equal(action)
@@ -43,10 +43,10 @@ def _share(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Held(torch.autograd.Function):
-    """Σ_d log softmax(l_d)_{a_d}, and softmax(v) of latents v held fixed but for their law given a = argmax v.
+    """Σ_d log softmax(η_d)_{a_d}, and softmax(v) of latents v held fixed but for their law given a = argmax v.
 
-    Its uniforms are what is held: with M = max v and r_j = exp(v_j − M), ∂M/∂l = softmax(l), ∂v_j/∂M = r_j and
-    ∂v_j/∂l_j = 1 − r_j (differentiate `truncated_gumbel`). logits (B, 1 or n, d, K), v (B, n, d, K), actions (B, n, d)
+    Its uniforms are what is held: with M = max v and r_j = exp(v_j − M), ∂M/∂η = softmax(η), ∂v_j/∂M = r_j and
+    ∂v_j/∂η_j = 1 − r_j (differentiate `truncated_gumbel`). logits (B, 1 or n, d, K), v (B, n, d, K), actions (B, n, d)
     → (B, n) and (B, n, d, K). By hand, since autograd would take three times as many steps.
     """
 
@@ -77,9 +77,9 @@ class _Held(torch.autograd.Function):
 
 
 class GumbelFlow(nn.Module):
-    """v_d = l_d + Gumbel^K, l_d = μ_d(s) + t_d(v_<d, s): triangular over the dimensions of the action, ladj = 0.
+    """v_d = η_d + Gumbel^K, η_d = μ_d(s) + t_d(v_<d, s): triangular over the dimensions of the action, ladj = 0.
 
-    So P(argmax v_d = k | v_<d) = softmax(l_d)_k, exactly. `block` dimensions share a step, independent
+    So P(argmax v_d = k | v_<d) = softmax(η_d)_k, exactly. `block` dimensions share a step, independent
     given the blocks before: 1, one by one; D/2, a coupling; D, the factored policy. t_d reads softmax(v_e), e < d:
     bounded, and blind to max v_e, which says nothing of a_e and would only be noise in the score. Its hidden units sum
     over e (NADE, Larochelle and Murray 2011): the work grows with D K, not with its square. shape: (D, K); features:
@@ -111,7 +111,7 @@ class GumbelFlow(nn.Module):
         return self.push(mean, shifts, gumbel((len(mean), n, *mean.shape[2:]), mean, generator))
 
     def push(self, mean: Tensor, shifts: tuple[Tensor, ...], noise: Tensor) -> Tensor:
-        """v_d = l_d(v_<d) + noise_d, in place: (B, n, D, K)."""
+        """v_d = η_d(v_<d) + noise_d, in place: (B, n, D, K)."""
         hidden = 0.0
         for i, cut in enumerate(self.cuts):
             noise[:, :, cut] += self._logits(i, mean, shifts, hidden)
@@ -119,7 +119,7 @@ class GumbelFlow(nn.Module):
         return noise
 
     def pull(self, mean: Tensor, shifts: tuple[Tensor, ...], latent: Tensor) -> Tensor:
-        """The noise of latents (B, n, D, K), v_d − l_d(v_<d); 0 where a category does not exist."""
+        """The noise of latents (B, n, D, K), v_d − η_d(v_<d); 0 where a category does not exist."""
         blocks, hidden = [], 0.0
         for i, cut in enumerate(self.cuts):
             blocks.append(latent[:, :, cut] - self._logits(i, mean, shifts, hidden))
@@ -135,7 +135,7 @@ class GumbelFlow(nn.Module):
         return torch.cat(blocks, 2)
 
     def log_weight(self, mean: Tensor, shifts: tuple[Tensor, ...], latent: Tensor, action: Tensor) -> Tensor:
-        """log w = Σ_d log softmax(l_d(v_<d))_{a_d}, a = argmax v, pathwise as in `_Held`: (B, n, D, K) → (B, n)."""
+        """log W = Σ_d log softmax(η_d(v_<d))_{a_d}, a = argmax v, pathwise as in `_Held`: (B, n, D, K) → (B, n)."""
         log_w, hidden = [], 0.0
         for i, cut in enumerate(self.cuts):
             logits = self._logits(i, mean, shifts, hidden)
@@ -145,7 +145,7 @@ class GumbelFlow(nn.Module):
         return functools.reduce(torch.add, log_w)
 
     def entropy(self, mean: Tensor, shifts: tuple[Tensor, ...], n: int, generator=None) -> Tensor:
-        """Σ_d H(softmax l_d(v_<d)) of n draws, in nats, pathwise: (B, n)."""
+        """Σ_d H(softmax η_d(v_<d)) of n draws, in nats, pathwise: (B, n)."""
         noise = gumbel((len(mean), n, *mean.shape[2:]), mean, generator)
         entropies, hidden = [], 0.0
         for i, cut in enumerate(self.cuts):
@@ -177,15 +177,15 @@ class GumbelFeatures(NamedTuple):
 
 
 class GumbelFlowPolicy(nn.Module):
-    """a = argmax of a `GumbelFlow`, of which π(a_d|v_<d) = softmax(l_d) is known, so that nothing has to coincide.
+    """a = argmax of a `GumbelFlow`, of which π(a_d|v_<d) = softmax(η_d) is known, so that nothing has to coincide.
 
-    Let u be the uniforms behind the latents given a (`truncated_gumbel`), w(u) = Π_d softmax(l_d(v_<d))_{a_d}. Then
-        π(a|s) = E_u[w]    and    ∇log π(a|s) = E_u[∇w] / π(a|s) = E[∇log w | a],
-    since draws with argmax a have u with density w / π: such a draw's own latent, its u held, is all that the score
-    takes (N = 1). N − 1 truncated draws beside it, self-normalised, leave it unbiased and quieten it. E_u[w] is the GHK
+    Let u be the uniforms behind the latents given a (`truncated_gumbel`), W(u) = Π_d softmax(η_d(v_<d))_{a_d}. Then
+        π(a|s) = E_u[W]    and    ∇log π(a|s) = E_u[∇W] / π(a|s) = E[∇log W | a],
+    since draws with argmax a have u with density W / π: such a draw's own latent, its u held, is all that the score
+    takes (N = 1). N − 1 truncated draws beside it, self-normalised, leave it unbiased and quieten it. E_u[W] is the GHK
     simulator (Geweke, Hajivassiliou, Keane) with softmax for Φ; to condition the score on the action is the marginal
-    policy gradient (Eisenach et al. 2019). ∇H(π') is −Cov(log w, ∇log w) over the valid draws, exact but for the noise
-    of w given a (`rejection.entropy_weights`); counts miss most of it where few draws coincide, and Σ_d H(softmax l_d)
+    policy gradient (Eisenach et al. 2019). ∇H(π') is −Cov(log W, ∇log W) over the valid draws, exact but for the noise
+    of W given a (`rejection.entropy_weights`); counts miss most of it where few draws coincide, and Σ_d H(softmax η_d)
     is of π, whose gradient may point the other way (`python -m benchmarks.gumbel`).
     """
 
@@ -217,7 +217,7 @@ class GumbelFlowPolicy(nn.Module):
             return Sample(latent.argmax(-1), latent)
 
     def log_weights(self, features: GumbelFeatures, action: Tensor, n: int, generator=None) -> Tensor:
-        """log w of n truncated draws for each action (B, M, D): (B, M, n), E[w] = π(a|s)."""
+        """log W of n truncated draws for each action (B, M, D): (B, M, n), E[W] = π(a|s)."""
         repeated = action.repeat_interleave(n, 1)
         with torch.no_grad():
             latent = self.flow.sample_given(*features, repeated, generator)
@@ -228,7 +228,7 @@ class GumbelFlowPolicy(nn.Module):
         return iwae(self.log_weights(features, sample.action, self.n_latents, generator))
 
     def score_surrogate(self, features: GumbelFeatures, sample: Sample, generator=None) -> Tensor:
-        """(B, n), its gradient unbiased for ∇log π(a|s): log w at its latent, averaged with N − 1 truncated draws."""
+        """(B, n), its gradient unbiased for ∇log π(a|s): log W at its latent, averaged with N − 1 truncated draws."""
         assert sample.latent is not None  # a draw of this policy
         w = self.flow.log_weight(*features, sample.latent, sample.action)
         if self.n_latents == 1:
@@ -237,5 +237,5 @@ class GumbelFlowPolicy(nn.Module):
         return iwae(torch.cat((w.unsqueeze(-1), more), -1))
 
     def entropy(self, features: GumbelFeatures, generator=None) -> Tensor:
-        """(B,), in nats: Σ_d H(softmax l_d(v_<d)) of one pathwise draw, in expectation a lower bound of H(π)."""
+        """(B,), in nats: Σ_d H(softmax η_d(v_<d)) of one pathwise draw, in expectation a lower bound of H(π)."""
         return self.flow.entropy(*features, 1, generator).squeeze(1)

@@ -1,5 +1,7 @@
 """What the benchmarks time is what it says: the oracle in plain Python, what was recorded."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pandas as pd
@@ -90,6 +92,8 @@ def test_the_recorded_table_of_strangers_is_whole():
     ours = rows[rows["method"].str.startswith("flowrl")]
     assert rows["env"].nunique() >= 12 and set(ours["env"]) == set(rows["env"])
     assert (ours[["invalid_trained", "invalid_evaluated"]] == 0).all(axis=None)
+    note = json.loads((ROOT / "data/comparisons/strangers.json").read_text()).get("note")
+    assert note or rows["commit"].notna().all()  # a row says what it was made with
     for (env, method), of_one in rows.groupby(["env", "method"]):
         assert sorted(of_one["seed"]) == [0, 1, 2], (env, method)
         assert method == "random" or set(of_one["env_steps"]) == {strangers.GAMES[env].steps}, (env, method)
@@ -148,6 +152,8 @@ def test_what_a_soak_finds_wrong():
     quiet = {"a_steps_an_update": [60.0] * n, "memory_mb": [300.0] * 5 + [400.0] * 45, "descriptors": [9] * n,
              "workers": [2] * n}  # fmt: skip
     assert soak.faults(pd.DataFrame(quiet)) == []
+    once = [450.0 if i == len(quiet["memory_mb"]) - 1 else mb for i, mb in enumerate(quiet["memory_mb"])]
+    assert soak.faults(pd.DataFrame(quiet | {"memory_mb": once})) == []  # one row is not its tenth
     for column, values, said in (
         ("memory_mb", [400.0 + k for k in range(n)], "memory"),
         ("a_steps_an_update", [60.0 - 0.1 * k for k in range(n)], "a_steps"),

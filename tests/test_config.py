@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from flowrl.envs.city import generate
 from flowrl.study import config
 
 
@@ -67,6 +68,18 @@ def test_hash_sees_the_city_not_its_path(tmp_path):
     (tmp_path / "b.json").write_text(text.replace('"horizon": 100', '"horizon": 99'))
     assert a == b
     assert a != config.make_config(str(tmp_path / "b.json"), "mask").hash()
+
+
+def test_records_on_a_city_that_is_gone_are_compared_by_settings(tmp_path):
+    city = generate(5, 2)
+    city.to_json(tmp_path / "authors-v9.json")
+    made = config.make_config(str(tmp_path / "authors-v9.json"), "mask")
+    facts = {"config": dataclasses.asdict(made), "env_digest": city.digest}
+    generate(5, 2, seed=1).to_json(tmp_path / "authors-v9.json")
+    assert not made.made(facts)
+    (tmp_path / "authors-v9.json").unlink()
+    assert made.made(facts)
+    assert not dataclasses.replace(made, gamma=0.5).made(facts)
 
 
 def test_every_setting_is_described():

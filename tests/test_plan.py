@@ -125,18 +125,6 @@ def test_a_city_of_the_authors_is_found_in_a_folder_of_its_own(tmp_path):
         assert list(plan.planned(path, Path("data"), authors))[1] == Path("data/smoke/authors-v9/mask/seed0")
 
 
-def test_records_on_a_city_that_is_gone_are_compared_by_settings(tmp_path):
-    city = generate(5, 2)
-    city.to_json(tmp_path / "authors-v9.json")
-    made = config.make_config(str(tmp_path / "authors-v9.json"), "mask")
-    facts = {"config": dataclasses.asdict(made), "env_digest": city.digest}
-    generate(5, 2, seed=1).to_json(tmp_path / "authors-v9.json")
-    assert not made.made(facts)
-    (tmp_path / "authors-v9.json").unlink()
-    assert made.made(facts)
-    assert not dataclasses.replace(made, gamma=0.5).made(facts)
-
-
 def test_what_is_on_the_authors_cities_is_drawn_from_the_records_that_are_there(tmp_path):
     """At any scale where the city is missing; as asked where it is there; refused, once, where there is neither."""
     path, data, authors = experiments_file(tmp_path, **THEIRS), tmp_path / "runs", tmp_path / "cities"

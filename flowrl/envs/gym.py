@@ -126,7 +126,7 @@ class GymBatched:
             warnings.warn(
                 f"every action is taken as valid in {self.name}; it has {', '.join(names)}: where one of these tells "
                 f"which are, name it: oracle={names[0]!r}",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     @property

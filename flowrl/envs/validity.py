@@ -186,11 +186,8 @@ def passed_over(env: gymnasium.Env, state: State) -> list[str]:
     """Names that sound as if they told what is valid, where `recognised` found none: for a warning."""
     own = [name for name in dir(env.unwrapped) if not name.startswith("_")]
     keys = list(state.observation) if isinstance(state.observation, Mapping) else []
-    return [
-        name
-        for name in [*own, *keys, *state.info]
-        if isinstance(name, str) and SOUNDS.intersection(name.lower().split("_"))
-    ]
+    names = [name for name in dict.fromkeys((*own, *keys, *state.info)) if isinstance(name, str)]
+    return [name for name in names if SOUNDS.intersection(name.lower().split("_"))]
 
 
 def _method_judge(method: Callable[[Any], bool], categories: Categories) -> Judge:

@@ -220,7 +220,7 @@ def _from_records(test: Query, environment: str, root: Path, read: Callable) -> 
             quick = planned_at(test, environment, "quick", root)
             if _seeds(planned) > 1 or _seeds(quick) < 2 or there(quick) < len(quick):
                 break
-            lacking.append(f"{scale} scale has one seed")
+            lacking.append(f"{scale} scale has one seed of some")
         else:
             lacking.append(f"{scale} scale has {there(planned)} of {len(planned)} records")
     else:

@@ -51,8 +51,8 @@ def gumbel_log_probs(policy: GumbelFlowPolicy, features: GumbelFeatures) -> Tens
 def entropy_gradients(policy: GumbelFlowPolicy, features: GumbelFeatures, allowed: Tensor) -> dict[str, Tensor]:
     """∇_μ H(π'), and what two of its estimates expect, by quadrature: D = 2, block 1; allowed: (|A|,) bool.
 
-    `truth`; `conditionals`, −Cov(log w, ∇log w) over valid draws, what the sample covariance of any two or more of them
-    expects; `pathwise`, ∇E[Σ_d H(softmax l_d)], all of them (D K,).
+    `truth`; `conditionals`, −Cov(log W, ∇log W) over valid draws, what the sample covariance of any two or more of them
+    expects; `pathwise`, ∇E[Σ_d H(softmax η_d)], all of them (D K,).
     """
     (mean, shifts), flow, (K, last) = features, policy.flow, policy.sizes
     log_pi = gumbel_log_probs(policy, features)[allowed].log_softmax(0)
