@@ -1,5 +1,6 @@
 """Sentences for notebooks with numbers from records: what is seen at the end of training, and how sure that is."""
 
+from collections.abc import Iterable
 from math import comb
 
 import numpy as np
@@ -61,16 +62,22 @@ def chance_apart(n: int, m: int) -> float:
 
 def _how_sure(cells: dict, ours: str) -> str:
     """What lying apart says, by the number of seeds and of pairs compared."""
-    fewest = min(len(x) for x in cells.values())
-    if fewest == 1 or len(next(x for (_, label), x in cells.items() if label == ours)) == 1:
+    if min(map(len, cells.values())) == 1:
         return "**How sure.** Where a run has one seed this is an impression, no more."
-    rate = 1 / chance_apart(fewest, fewest)
-    pairs = sum((env, ours) in cells for env, label in cells if label != ours)
-    of_all = f"; of the {pairs} pairs compared here, {pairs / rate:.1f} if all were" if pairs > 1 else ""
-    return (
-        f"**How sure.** Any two that were alike would lie apart so, {fewest} seeds each, in one of {rate:.0f} "
-        f"cases{of_all}."
-    )
+    pairs = [(cells[env, ours], y) for (env, label), y in cells.items() if label != ours and (env, ours) in cells]
+    chances = [chance_apart(len(x), len(y)) for x, y in pairs]
+    seeds = _from_to(len(x) for pair in pairs for x in pair)
+    cases, apart = _from_to(round(1 / chance) for chance in chances), sum(chances)
+    text = f"**How sure.** Any two that were alike would lie apart so, {seeds} seeds each, in one of {cases} cases"
+    if len(pairs) == 1:
+        return f"{text}."
+    return f"{text}; if the {len(pairs)} pairs compared here were all alike, {apart:.1f} of them would lie apart."
+
+
+def _from_to(numbers: Iterable[int]) -> str:
+    """The least and the greatest, named once where they are the same."""
+    found = set(numbers)
+    return " to ".join(str(x) for x in sorted({min(found), max(found)}))
 
 
 def factor(runs: list[Record], names: dict[str, str]) -> dict:
