@@ -239,8 +239,8 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
         ax.plot(mass, multiple, color=shade, linestyle=CORRECTIONS["paper"].dashes, linewidth=2.4)
         box = dict(facecolor="white", edgecolor=shade, boxstyle="round,pad=0.2")
         place = np.interp(0.0, multiple, mass), 0
-        label = f"$S$ = {n_draws}" if n_draws == max(printed) else f"{n_draws}"
-        ax.annotate(label, place, ha="center", va="center", color=shade, fontsize=9.5, bbox=box)
+        label, side = (f"$S$ = {n_draws}", "right") if n_draws == max(printed) else (f"{n_draws}", "center")
+        ax.annotate(label, place, ha=side, va="center", color=shade, fontsize=9.5, bbox=box)
     ax.plot(mass, leave_one_out, color=UNBIASED, linewidth=2.8)
     ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=UNBIASED, textcoords="offset points")
     for i, (name, (low, high)) in enumerate(ranges.items()):
