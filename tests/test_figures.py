@@ -143,6 +143,22 @@ def test_costs_scales_steps_by_the_seconds_of_a_step():
     assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
 
 
+def test_bridge_has_a_column_for_what_was_left_out_where_there_is_any():
+    labels = ["iar-a2c-paper", "iar-a2c-released", "released-torch", "released-start"]
+    flat = {"elbo": [-3.0] * 3, "valid_rate": [0.5] * 3}
+    runs = [record(label, [0] * 3, [-70, -50, -30], "authors-v4", exact=-30.0, **flat) for label in labels]
+    authors = pd.DataFrame({"env_steps": [0, 20], "return_mean": [-70, -30], "elbo": [-9, -1], "valid_rate": [0.5, 1]})
+    published = pd.DataFrame({"env_steps": [20], "return": [-30], "tolerance": [2]})
+    left = [figures.names("released", runs)[label] for label in labels[:2]]
+    left += ["the authors' code, one run", "published (read off)"]
+    right = [figures.names("released", runs)[label] for label in labels[1:]]
+    for shown, columns in ((runs, [left, right]), (runs[:2], [left])):
+        fig = figures.bridge("released", shown, authors, published)
+        legends = [{text.get_text() for text in ax.get_legend().get_texts()} for ax in fig.axes if ax.get_legend()]
+        assert len(fig.axes) == 4 * len(columns)
+        assert [legend & {*left, *right} for legend in legends] == [set(names) for names in columns]
+
+
 def test_ablation_shows_score_the_column_and_the_final_scores():
     runs = [record("printed-elbo", [0] * 3, [-70, -45, -20], grad=[1, 2, 3]),
             record("printed-standard", [0] * 3, [-70, -60, -50], grad=[4, 5, 6])]  # fmt: skip
