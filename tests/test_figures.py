@@ -100,7 +100,8 @@ def test_no_two_names_overlap(fake_records):
 def test_front_shows_some_methods_and_has_no_caption(fake_records):
     fig = figures.front(load("fig5", fake_records("fig5"), "quick"))
     shown = {line.get_label() for line in fig.axes[0].lines} & {look.name for look in plots.METHODS.values()}
-    assert shown == {plots.METHODS[label].name for label in figures.FRONT if label != "iar-a2c-released"}  # none at quick
+    there = set(figures.FRONT) - {"iar-a2c-released"}  # not run at the quick scale
+    assert shown == {plots.METHODS[label].name for label in there}
     assert not fig.get_supxlabel() and not fig.get_suptitle()
 
 

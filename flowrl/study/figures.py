@@ -153,7 +153,7 @@ def environments(experiment: str, runs: list[Record]) -> Figure:
     return fig
 
 
-FRONT = ("iar-a2c", "iar-a2c-paper", "iar-a2c-released", "mask", "ar-iar", "factored-iar")  # what the front page shows
+FRONT = ("iar-a2c", "iar-a2c-paper", "iar-a2c-released", "mask", "ar-iar", "factored-iar")
 
 
 def front(runs: list[Record]) -> Figure:
