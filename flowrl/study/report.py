@@ -106,8 +106,8 @@ def _speed() -> str:
 def _timed(made: dict) -> str:
     """Where and when the rows of seconds.csv were timed, with either oracle in one run."""
     facts = made["seconds"]
-    commit = facts["commit"][:7] + "+" * facts["dirty"]
-    return f"{facts['machine']['cpu']}, commit {commit}, {facts['matmul_gflops']:.0f} GFLOP/s in a 2048³ float32 matmul."
+    where = f"{facts['machine']['cpu']}, commit {facts['commit'][:7]}{'+' * facts['dirty']}"
+    return f"{where}, {facts['matmul_gflops']:.0f} GFLOP/s in a 2048³ float32 matmul."
 
 
 def _section(name: str, claim: dict, results: dict[str, Result], verdict: str) -> str:
