@@ -51,7 +51,7 @@ $(STAMP): requirements.lock
 	  "$(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -m pip install --quiet -r requirements.lock
-	$(PY) -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
 # Sphinx and its kin; flowrl and what it imports are .venv's

@@ -118,7 +118,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
             mask = mask | ~found[:, None]  # something to draw, not to execute
             features = policy.features(observation, mask)
             if (features.isnan().any() | ~found.all()).item():  # one wait for the device, not two
-                _refuse(observation, found, mask.shape[1], fallback)
+                _refuse(observation, found, mask.shape[1], policy.sizes, fallback)
                 counts["fallbacks"] = int((~found).sum())
                 if features.isnan().any():  # argmax would choose any action then, forbidden ones too
                     whose = "the policy's weights are" if observation.isfinite().all() else "an observation is"
@@ -245,7 +245,7 @@ def without_draws(sizes, oracle, observation, draws, config, generator, fallback
     else:
         action, found = _from_fallback(sizes, oracle, observation, fallback, counts)
         tried = int(draws[0])
-    _refuse(observation, found, tried, fallback)
+    _refuse(observation, found, tried, sizes, fallback)
     return action.where(found[:, None], NOTHING)
 
 
@@ -276,15 +276,21 @@ def _suggested(sizes, observation, fallback) -> Tensor | None:
     return action
 
 
-def _refuse(observation: Tensor, found: Tensor, tried: int, fallback) -> None:
+def _refuse(observation: Tensor, found: Tensor, tried: int, sizes, fallback) -> None:
     """NoValidActionError unless a valid action was found everywhere, or may be missing."""
     if not found.all() and not getattr(fallback, "accepts_nothing", False):
         state = observation[(~found).nonzero()[0, 0]].flatten().tolist()
         shown = ", ".join(f"{x:.3g}" for x in state[:16]) + ", …" * (len(state) > 16)
+        if tried == math.prod(sizes):
+            advice = "the oracle refused all there are: is it right? If so, say what becomes of such a state"
+        else:
+            advice = (
+                "raise max_draws or enumerate_limit, give known_valid, an action or a function of the observation (a "
+                "batched environment: fallback), or say what becomes of a state without any"
+            )
         raise NoValidActionError(
-            "no valid action was found: raise max_draws or enumerate_limit, give known_valid, an action or a function "
-            "of the observation (a batched environment: fallback), or say what becomes of a state without any "
-            f"(when_none_valid); {tried} actions tried, valid rate 0, in state [{shown}]"
+            f"no valid action was found: {advice} (when_none_valid); {tried} actions tried, valid rate 0, in state "
+            f"[{shown}]"
         )
 
 

@@ -60,7 +60,7 @@ OWN = BatchedERA(CITY, 1)
 @pytest.mark.parametrize("method", METHODS)
 def test_all_false_is_an_error_that_says_what_to_do_and_nothing_is_executed(method):
     env = Watched()
-    with pytest.raises(NoValidActionError, match="^no valid action was found: raise max_draws") as error:
+    with pytest.raises(NoValidActionError, match="^no valid action was found: the oracle refused all") as error:
         flowrl.fit(env, lambda observation, actions: torch.zeros(actions.shape[:2], dtype=torch.bool), method,
                    steps=8, **QUICK)  # fmt: skip
     assert "\n" not in str(error.value) and not env.executed and error.value.trainer.env_steps == 0

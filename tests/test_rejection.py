@@ -154,7 +154,7 @@ def test_a_state_without_valid_actions_is_an_error_that_names_it(kind):
     with pytest.raises(NoValidActionError) as error:
         decide(policy, Oracle(table, (3, 3)), states(5), settings(), generator(), lambda observation: 1 / 0)
     message = str(error.value)
-    assert message.startswith("no valid action was found: raise max_draws or enumerate_limit, give known_valid")
+    assert message.startswith("no valid action was found: the oracle refused all there are: is it right?")
     assert message.endswith("; 9 actions tried, valid rate 0, in state [3]") and "\n" not in message
 
 
