@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, MaxNLocator
+from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from .records import Record, by_environment, by_label, matrix, sources
@@ -229,6 +229,7 @@ def learning_curve(
         ax.fill_between(steps, low, high, color=look.colour, alpha=0.15, linewidth=0)
     if log:
         ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     else:
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 3, 5, 10]))
