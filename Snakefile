@@ -61,7 +61,10 @@ COMPUTED = {
         " figB_columbus_map.pdf figB_columbus_map.png",
     ),
     "06_constrained": ("", "front.pdf front.png"),
-    "07_partial": ("envs/line envs/partial study/measured truth/exact truth/line", "figB_toy_policies.pdf figB_toy_policies.png"),
+    "07_partial": (
+        "envs/line envs/partial study/measured truth/exact truth/line",
+        "figB_toy_policies.pdf figB_toy_policies.png",
+    ),
     "08_cost": (
         "envs/city study/measured truth/search",
         "figB_scaling.pdf figB_scaling.png figB_large_valid.pdf figB_large_valid.png"
@@ -166,7 +169,8 @@ rule all:
 rule train:
     """One training run. No inputs: a record stands until its file is gone; its config hash tells whether it is stale."""
     output:
-        update(f"{RECORD}.csv"),  # update: a record that is there is neither deleted first nor lost if the job fails
+        # update: a record that is there is neither deleted first nor lost if the job fails
+        update(f"{RECORD}.csv"),
         update(f"{RECORD}.json"),
     message:
         "Training {wildcards.label}, seed {wildcards.seed}, on {wildcards.env} ({wildcards.scale})"

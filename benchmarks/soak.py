@@ -9,6 +9,7 @@ workers must not change. Exit status 1 otherwise.
 """
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -70,9 +71,11 @@ class Yardstick:
         config = make_config("ERA-v4", "iar-a2c", FOREVER)
         self.trainer = Trainer(config, envs.make_batched("ERA-v4", config.n_envs, "cpu", seeded(1, "env")))
         self.rollout = self.trainer.rollout()
+        self.start = copy.deepcopy(self.trainer.state_dict())
 
     def updates_per_s(self, seconds: float) -> float:
-        """Updates a CPU second."""
+        """Updates a CPU second, from the same weights every time: an hour on one rollout diverges."""
+        self.trainer.load_state_dict(self.start)
         began, n = time.process_time(), 0
         while time.process_time() - began < seconds:
             self.trainer.update(self.rollout)

@@ -1,10 +1,16 @@
 """Small environments that several tests use, and settings for them."""
 
 import itertools
+import shutil
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+
+from flowrl.envs.city import generate
+from flowrl.study.plan import AUTHORS, experiments, recorded_as
+from flowrl.study.records import EXPERIMENTS, ROOT
 
 JOBS = (3, 5, 2)  # job d may be given to the first JOBS[d] of five workers
 PAY = np.random.default_rng(0).random((3, 3, 5))  # by day, job, worker: how well a worker does a job
@@ -105,3 +111,17 @@ class Counter(gymnasium.Env):
         self.given.append(np.array(action))
         self.count += (1, np.sum(action))
         return self.count, self.np_random.random(), self.count[0] == self.length, False, {"word": str(action)}
+
+
+def project_without_records(folder: Path) -> Path:
+    """The project in `folder`, with small cities in the place of the paper authors'."""
+    folder.mkdir(exist_ok=True)
+    for name in ("Snakefile", "experiments.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("profiles", "flowrl", "notebooks", "data/cities", "data/benchmarks", "data/comparisons"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / AUTHORS).mkdir()
+    cities = {name for found in experiments(EXPERIMENTS).values() for name in found["environments"]}
+    for name in sorted(name for name in cities if name.startswith(f"{AUTHORS}/")):
+        generate(5, 2).to_json(folder / AUTHORS / f"{recorded_as(name)}.json")
+    return folder

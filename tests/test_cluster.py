@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from problems import project_without_records
 
-from flowrl.envs.city import generate
 from flowrl.study.records import ROOT
 
 pytestmark = pytest.mark.cluster
@@ -122,21 +122,10 @@ def slurm(tmp_path_factory):
         cluster.stop()
 
 
-def project(folder: Path) -> Path:
-    """The project without records, in another folder."""
-    folder.mkdir()
-    for name in ("Snakefile", "experiments.yaml", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("profiles", "flowrl", "notebooks", "data/cities", "data/benchmarks", "data/comparisons"):
-        shutil.copytree(ROOT / name, folder / name)
-    (folder / "authors").mkdir()
-    generate(5, 2).to_json(folder / "authors/authors-v4.json")  # in the place of the paper authors' city
-    return folder
-
-
 def snakemake(folder, *options):
     command = [sys.executable, "-m", "snakemake", TARGET, *options, "--config", "scale=smoke"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # the project's own modules
+    return subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def figures(folder) -> dict[str, bytes]:
@@ -145,7 +134,7 @@ def figures(folder) -> dict[str, bytes]:
 
 def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
     """A job is killed and the controller is, too, on the way."""
-    local, remote = project(tmp_path / "local"), project(tmp_path / "remote")
+    local, remote = (project_without_records(tmp_path / name) for name in ("local", "remote"))
     run = snakemake(remote, "--profile", "profiles/slurm")
     try:
         until = time.monotonic() + 300

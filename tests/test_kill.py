@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from problems import project_without_records
 
 from flowrl.a2c import Trainer
-from flowrl.envs.city import generate
 from flowrl.study import records, runs
 from flowrl.study.config import make_config
 from flowrl.study.records import ROOT
@@ -271,15 +271,7 @@ def snakemake(folder, *arguments):
 
 @pytest.fixture
 def project(tmp_path):
-    """The project without records, in another folder."""
-    for name in ("Snakefile", "experiments.yaml", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("profiles", "flowrl", "notebooks", "data/cities"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "authors").mkdir()
-    for name in ("authors-v3", "authors-v4"):  # in the place of the paper authors' cities
-        generate(5, 2).to_json(tmp_path / f"authors/{name}.json")
-    return tmp_path
+    return project_without_records(tmp_path)
 
 
 def curves(folder):

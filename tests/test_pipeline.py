@@ -248,7 +248,8 @@ def test_lock_pins_every_dependency_and_nothing_local():
 def test_conda_environment_has_pyprojects_dependencies():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     *conda, pip = environment["dependencies"]
-    assert pip["pip"] == [*DEPENDENCIES, "-e ."]
+    mode = "--config-settings editable_mode=compat"  # of the Makefile, too
+    assert pip["pip"] == [*DEPENDENCIES, f"-e . {mode}"] and mode in (ROOT / "Makefile").read_text()
     [python] = [word.split("=")[1] for word in conda if word.startswith("python=")]
     assert f"{python}.0" in SpecifierSet(PROJECT["requires-python"])
 
