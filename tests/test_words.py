@@ -26,14 +26,49 @@ def test_what_lies_apart_is_said_to_and_what_overlaps_is_not():
     assert "All seeds of two lie below those of one; three." in words.seen(runs, NAMES, ours="b")
 
 
-def test_environments_are_counted_and_single_seeds_are_impressions():
+def test_environments_are_counted():
     runs = [*runs_of("a", 0.9, 0.8), *runs_of("b", 0.2, 0.1)]
     runs += [*runs_of("a", 0.3, 0.4, environment="ERA-v3"), *runs_of("b", 0.35, 0.45, environment="ERA-v3")]
-    assert "above those of two (1 of 2 environments)" in words.seen(runs, NAMES)
-    assert "if the 2 pairs compared here were all alike, 0.7 of them" in words.seen(runs, NAMES)
+    text = words.seen(runs, NAMES)
+    assert "In 1 of 2 environments all seeds of one lie above those of two." in text and "No difference" not in text
+    assert "if the 2 pairs compared here were all alike, 0.7 of them" in text
+    twice = [*runs_of("a", 0.9, 0.8), *runs_of("b", 0.2, 0.1)]
+    twice += [*runs_of("a", 0.9, 0.8, environment="ERA-v3"), *runs_of("b", 0.2, 0.1, environment="ERA-v3")]
+    assert "In both environments all seeds of one lie above those of two." in words.seen(twice, NAMES)
     assert words.seen(runs_of("a", 0.9, 0.8) + runs_of("b", 0.2, 0.1), NAMES).endswith("in one of 3 cases.")
-    assert "an impression, no more" in words.seen(runs_of("a", 0.9) + runs_of("b", 0.2), NAMES)
-    assert words.seen(runs_of("a", 0.9, 0.8), NAMES).endswith("one 0.85 (0.80 to 0.90).")
+
+
+def test_pairs_with_a_single_seed_are_impressions_and_do_not_spoil_the_others():
+    """Three seeds against three, and against one, in one city; in the other against two, and against one above."""
+    runs = runs_of("a", 0.7, 0.8, 0.9) + runs_of("b", 0.1, 0.2, 0.3) + runs_of("c", 0.5)
+    runs += runs_of("a", 0.7, 0.8, environment="ERA-v3") + runs_of("c", 0.9, environment="ERA-v3")
+    text = words.seen(runs, NAMES)
+    assert "three 0.70 (0.50 to 0.90). All seeds of one lie above those of two. Where either has one seed, in" in text
+    assert "one seed, in 1 of 2 environments all seeds of one lie above those of three. Likewise in 1 of 2 envi" in text
+    assert "environments all seeds of one lie below those of three. **How sure.** Any two that were alike" in text
+    assert text.endswith("3 seeds each, in one of 10 cases. Where a run has one seed this is an impression, no more.")
+    alone = words.seen(runs_of("a", 0.9) + runs_of("b", 0.2), NAMES)
+    assert "Where either has one seed, all seeds of one lie above those of two." in alone
+    assert alone.endswith("**How sure.** Where a run has one seed this is an impression, no more.")
+    within = words.seen(runs_of("a", 0.9, 0.1) + runs_of("b", 0.2), NAMES)
+    assert "Where either has one seed, no difference from two is to be seen: the seeds overlap." in within
+
+
+def test_a_run_alone_is_compared_with_going_once_and_staying():
+    """Which stands at a return of −30, a score of 0.8; the optimum at 1."""
+    runs = runs_of("a", 0.9, 0.7) + runs_of("a", 0.82, 0.84, environment="ERA-v3")
+    text = words.seen(runs, NAMES)
+    assert "ERA-v4 1 of 2 (least plateau gain −0.50); ERA-v3 2 of 2 (least plateau gain 0.10)." in text
+    assert text.endswith(
+        "**How sure.** Of these policies quite, their returns are exact; of further seeds 2 say little."
+    )
+    sampled = words.seen([record("a", [0] * 3, [0] * 3, final=-40.0)], NAMES)
+    assert "ERA-v4 0 of 1" in sampled and sampled.endswith(
+        "as far as their episodes tell; of further seeds one says little."
+    )
+    unknown = runs_of("a", 0.9)
+    del unknown[0].facts["reference"]["go_and_stay"]
+    assert words.seen(unknown, NAMES).endswith("(least to greatest seed): one 0.90.")
 
 
 def test_every_pair_counts_with_its_own_seeds():
