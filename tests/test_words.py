@@ -3,11 +3,13 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import record
 
 from flowrl.study import words
 
+ORACLES = "batched", "one at a time"
 NAMES = {"a": "one", "b": "two", "c": "three"}
 
 
@@ -84,6 +86,23 @@ def test_chance_of_lying_apart_is_the_share_of_orders(n, m):
     orders = list(itertools.permutations(range(n + m)))
     apart = np.mean([max(x[:n]) < min(x[n:]) or min(x[:n]) > max(x[n:]) for x in orders])
     assert abs(words.chance_apart(n, m) - apart) < 1e-12
+
+
+def test_what_was_spent_until_a_score():
+    """Scores of 0.8, 1, 1: the mean of three is 0.93 at the third evaluation, 20 steps and 200 or 600 calls on."""
+    learnt = [-30.0, -20.0, -20.0]
+    runs = [record("a", [0, 100, 200], learnt), record("b", [0, 300, 600], learnt), record("c", [0] * 3, [-70.0] * 3)]
+    table = [("ERA-v4", label, oracle, 0.1 if label == "a" else 0.05) for label in "ab" for oracle in ORACLES]
+    seconds = pd.DataFrame(table, columns=["environment", "method", "oracle", "seconds_per_step"])
+    spent = words.spent_until(runs, seconds, 0.9)
+    assert spent[list(words.COSTS)].iloc[:2].to_numpy().tolist() == [[20, 200, 2, 2], [20, 600, 1, 1]]
+    assert spent[list(words.COSTS)].iloc[2].isna().all()
+    text = words.dearest(spent, NAMES, "b", "a", 0.9)
+    assert (
+        "To a score of 0.9 two takes 1.0 times the one's environment steps (the most of all); 3.0 times its ora" in text
+    )
+    assert "0.50 times its seconds with an oracle in batches (others take more)" in text
+    assert words.spent_until(runs, seconds, 0.94)["oracle calls"].isna().all()
 
 
 def test_a_row_of_a_table_of_factors():

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from math import comb
 
 import numpy as np
+import pandas as pd
 
 from .plots import place
-from .quantities import QUANTITIES
+from .quantities import QUANTITIES, significant
 from .records import Record, by_environment, by_label
+from .stats import normalised_score
 
 
 def seen(runs: list[Record], names: dict[str, str], of: str = "score", ours: str | None = None) -> str:
@@ -134,6 +136,56 @@ def _from_to(numbers: Iterable[int]) -> str:
     """The least and the greatest, named once where they are the same."""
     found = set(numbers)
     return " to ".join(str(x) for x in sorted({min(found), max(found)}))
+
+
+COSTS = (
+    "environment steps",
+    "oracle calls",
+    "seconds with an oracle in batches",
+    "seconds with one that judges one by one",
+)
+
+
+def spent_until(runs: list[Record], seconds: pd.DataFrame, least: float = 0.85) -> pd.DataFrame:
+    """What each run spent until three evaluations in a row had this mean score: environment, run, seed, all of `COSTS`.
+
+    NaN where they never had, or where a method was not timed or calls no oracle. seconds: environment, method, oracle
+    ("batched", "one at a time"), seconds_per_step.
+    """
+    pace, rows = seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"], []
+    for run in runs:
+        of = run.facts["environment"], run.facts["label"]
+        scores = normalised_score(run.curve["eval_return_mean"].rolling(3).mean(), run.facts["reference"])
+        first = run.curve.where(scores >= least)[["env_steps", "oracle_calls"]].min()
+        steps, calls = first["env_steps"], first["oracle_calls"] or np.nan
+        paces = [pace.get((*of, oracle), np.nan) for oracle in ("batched", "one at a time")]
+        rows.append((*of, run.facts["config"]["seed"], steps, calls, *(steps * each for each in paces)))
+    return pd.DataFrame(rows, columns=["environment", "run", "seed", *COSTS])
+
+
+def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, least: float = 0.85) -> str:
+    """Markdown: what `which` spent, as a multiple of ours and beside all others, by each of `COSTS`; how sure that is.
+
+    spent: as `spent_until` gives it. In an environment where not every seed of a run got there, the run is left out.
+    """
+    groups, parts = spent.groupby(["environment", "run"], sort=False), []
+    for cost in COSTS:
+        table = groups[cost].agg(lambda x: x.mean(skipna=False)).unstack("run").dropna(subset=[which, ours])
+        ratio, most = table[which] / table[ours], int((table[which] >= table.max(axis="columns")).sum())
+        times = " to ".join(dict.fromkeys(significant(x) for x in (ratio.min(), ratio.max())))
+        whose = f"the {names[ours]}'s" if cost == COSTS[0] else "its"
+        parts.append(f"{times} times {whose} {cost} ({_of_all(most, len(table))})")
+    seeds = _from_to(groups.size().unstack("run")[[which, ours]].to_numpy().ravel())
+    return (
+        f"**Seen.** To a score of {least} {names[which]} takes {'; '.join(parts)}. **How sure.** Means over {seeds} "
+        "seeds of either; calls are counted, seconds a step were timed apart, on one machine."
+    )
+
+
+def _of_all(most: int, n: int) -> str:
+    if n == 1:
+        return "the most of all" if most else "others take more"
+    return f"the most of all in {most} of {n} cities"
 
 
 def factor(runs: list[Record], names: dict[str, str]) -> dict:
