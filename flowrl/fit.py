@@ -207,9 +207,9 @@ def _is_batched(env: Any) -> TypeGuard[Batched]:
 
 
 def _is_named(env: Any) -> TypeGuard[str | Path]:
-    """Whether it is one of flowrl's own cities and games."""
+    """Whether it is one of flowrl's own; what gymnasium has by the same name, CartPole-v1, is gymnasium's."""
     city = str(env).removeprefix("flowrl/")
-    ours = set(envs.names()) - set(envs.CLASSIC)
+    ours = set(envs.names()) - set(gymnasium.registry)
     return isinstance(env, str | Path) and (city.endswith(".json") or city in ours or envs.is_line(city))
 
 

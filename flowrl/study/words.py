@@ -47,12 +47,13 @@ def past_go_and_stay(runs: list[Record]) -> str:
     """How many seeds end above go-and-stay, by environment, and how sure that is; "" where that is not known."""
     quantity = QUANTITIES["gain"]
     gains = {
-        place(its): [quantity.of(run.facts, run.curve) for run in its] for its in by_environment(runs).values()
-    }  # fmt: skip
-    if any(gain is None for its in gains.values() for gain in its):
+        place(its): np.array([quantity.of(run.facts, run.curve) for run in its], dtype=float)
+        for its in by_environment(runs).values()
+    }
+    if any(np.isnan(its).any() for its in gains.values()):
         return ""
     counts = "; ".join(
-        f"{where} {sum(gain > 0 for gain in its)} of {len(its)} (least plateau gain {quantity.show(min(its))})"
+        f"{where} {(its > 0).sum()} of {len(its)} (least plateau gain {quantity.show(float(its.min()))})"
         for where, its in gains.items()
     )
     exact = all(run.facts["final_exact_return"] is not None for run in runs)
@@ -156,7 +157,9 @@ def spent_until(runs: list[Record], seconds: pd.DataFrame, least: float = 0.85) 
     for run in runs:
         of = run.facts["environment"], run.facts["label"]
         scores = normalised_score(run.curve["eval_return_mean"].rolling(3).mean(), run.facts["reference"])
-        first = run.curve.where(scores >= least)[["env_steps", "oracle_calls"]].min()
+        first = run.curve.where(pd.Series(scores, run.curve.index, dtype=float) >= least)[
+            ["env_steps", "oracle_calls"]
+        ].min()
         steps, calls = first["env_steps"], first["oracle_calls"] or np.nan
         paces = [pace.get((*of, oracle), np.nan) for oracle in ("batched", "one at a time")]
         rows.append((*of, run.facts["config"]["seed"], steps, calls, *(steps * each for each in paces)))
