@@ -1,5 +1,6 @@
 """Sentences for notebooks with numbers from records: what is seen at the end of training, and how sure that is."""
 
+from collections import Counter
 from collections.abc import Iterable
 from math import comb
 
@@ -163,7 +164,7 @@ def spent_until(runs: list[Record], seconds: pd.DataFrame, least: float = 0.85) 
         steps, calls = first["env_steps"], first["oracle_calls"] or np.nan
         paces = [pace.get((*of, oracle), np.nan) for oracle in ("batched", "one at a time")]
         rows.append((*of, run.facts["config"]["seed"], steps, calls, *(steps * each for each in paces)))
-    return pd.DataFrame(rows, columns=["environment", "run", "seed", *COSTS])
+    return pd.DataFrame([dict(zip(("environment", "run", "seed", *COSTS), row, strict=True)) for row in rows])
 
 
 def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, least: float = 0.85) -> str:
@@ -171,14 +172,15 @@ def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, l
 
     spent: as `spent_until` gives it. In an environment where not every seed of a run got there, the run is left out.
     """
-    groups, parts = spent.groupby(["environment", "run"], sort=False), []
+    parts, two = [], spent[spent["run"].isin([which, ours])]
     for cost in COSTS:
-        table = groups[cost].agg(lambda x: x.mean(skipna=False)).unstack("run").dropna(subset=[which, ours])
-        ratio, most = table[which] / table[ours], int((table[which] >= table.max(axis="columns")).sum())
+        mean = spent.pivot_table(cost, "environment", "run", lambda x: x.mean(skipna=False), dropna=False, sort=False)
+        mean = mean.dropna(subset=[which, ours])
+        ratio, most = mean[which] / mean[ours], int((mean[which] >= mean.max(axis="columns")).sum())
         times = " to ".join(dict.fromkeys(significant(x) for x in (ratio.min(), ratio.max())))
         whose = f"the {names[ours]}'s" if cost == COSTS[0] else "its"
-        parts.append(f"{times} times {whose} {cost} ({_of_all(most, len(table))})")
-    seeds = _from_to(groups.size().unstack("run")[[which, ours]].to_numpy().ravel())
+        parts.append(f"{times} times {whose} {cost} ({_of_all(most, len(mean))})")
+    seeds = _from_to(Counter(zip(two["environment"], two["run"], strict=True)).values())
     return (
         f"**Seen.** To a score of {least} {names[which]} takes {'; '.join(parts)}. **How sure.** Means over {seeds} "
         "seeds of either; calls are counted, seconds a step were timed apart, on one machine."
