@@ -207,9 +207,9 @@ def _is_batched(env: Any) -> TypeGuard[Batched]:
 
 
 def _is_named(env: Any) -> TypeGuard[str | Path]:
-    """Whether it is one of flowrl's own cities and games."""
+    """Whether it is one of flowrl's own; what gymnasium has by the same name, CartPole-v1, is gymnasium's."""
     city = str(env).removeprefix("flowrl/")
-    ours = set(envs.names()) - set(envs.CLASSIC)
+    ours = set(envs.names()) - set(gymnasium.registry)
     return isinstance(env, str | Path) and (city.endswith(".json") or city in ours or envs.is_line(city))
 
 
@@ -224,8 +224,8 @@ def _warn_of_few_valid(fitted: Fitted) -> None:
     without = (fitted.counts["enumerations"] + fitted.counts["fallbacks"]) / max(1, fitted.env_steps)
     if without > MOST_WITHOUT:
         warnings.warn(
-            f"no draw was valid in {float(without):.0%} of the training steps: actions were listed or the fallback was "
-            "asked there, which is slow and teaches nothing; a valid_bonus larger than "
+            f"no draw was valid in {float(without):.0%} of the training steps: all actions were enumerated or the "
+            "fallback was asked there, which is slow and teaches nothing; a valid_bonus larger than "
             f"{fitted.config.valid_bonus:g} helps",
             stacklevel=3,
         )

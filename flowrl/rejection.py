@@ -333,7 +333,7 @@ def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def same_action(numbers: Tensor, valid: Tensor) -> Tensor:
-    """c_jk = 1[a_j = a_k, both valid]: actions as `packed` has them, (B, S, P), valid (B, S) bool → (B, S, S) bool."""
+    """same_jk = 1[a_j = a_k, both valid]: `packed` actions (B, S, P), valid (B, S) bool → (B, S, S) bool."""
     return _equal(numbers) & valid.unsqueeze(2) & valid.unsqueeze(1)
 
 
@@ -347,9 +347,9 @@ def executed_weights(decision: Decision) -> Tensor:
 
 
 def shared_weights(decision: Decision, same: Tensor) -> Tensor:
-    """e_j = c_j / n_a over the draws that share the executed action: the Rao-Blackwellised latent score, (B, S)."""
-    c = same[torch.arange(len(same), device=same.device), decision.chosen].float()
-    return c / c.sum(-1, keepdim=True).clamp_min(1)
+    """e_j = same_j / n_a over the draws that share the executed action: the Rao-Blackwellised latent score, (B, S)."""
+    shared = same[torch.arange(len(same), device=same.device), decision.chosen].float()
+    return shared / shared.sum(-1, keepdim=True).clamp_min(1)
 
 
 def correction_weights(executed: Tensor, valid: Tensor, n_valid: Tensor, draws: Tensor, kind: str) -> Tensor:

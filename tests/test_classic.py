@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flowrl import envs, fit
 from flowrl.envs.classic import BatchedAcrobot, BatchedCartPole
+from flowrl.study.config import make_config
 
 BOTH = pytest.mark.parametrize("simulator", [BatchedCartPole, BatchedAcrobot])
 # |state| that the one-step test covers: CartPole past its bounds; Acrobot at top speed, where angles wrap, speeds clip
@@ -222,3 +224,23 @@ def test_no_step_waits_for_the_device(simulator):
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = env.step(actions, uniforms)
         assert env.valid(step.observation, actions[:, None]).shape == (2, 1)
+
+
+class Odd(BatchedCartPole):
+    """A cart that may be pushed to the right only."""
+
+    NAME = "Odd"
+
+    def valid(self, observation, actions):
+        return super().valid(observation, actions) & (actions == 1).squeeze(-1)
+
+
+def test_a_simulator_is_one_entry(monkeypatch):
+    """What is in the registry can be named everywhere: made, trained, evaluated; its constraint is known."""
+    monkeypatch.setitem(envs.SIMULATORS, "Odd", (Odd, True))
+    assert "Odd" in envs.names() and envs.constrained("Odd") and not envs.constrained("CartPole-v1")
+    assert envs.digest("Odd") == Odd(1).digest != envs.digest("CartPole-v1")
+    trained = fit("Odd", steps=64, n_envs=2, progress=False)
+    assert type(trained.env) is Odd and trained.env.violations == 0
+    with pytest.raises(ValueError, match="Odd"):
+        make_config("Odd", "a2c")  # knows of no constraint

@@ -311,7 +311,7 @@ def test_pictures():
 
 
 def test_staying_put_is_the_fallback_and_always_valid():
-    """Along 60 steps of it and of random valid moves, in a city too large to list its actions."""
+    """Along 60 steps of it and of random valid moves, in a city too large to enumerate its actions."""
     env = BatchedERA("ERA-L-6x10", 8, generator=torch.Generator().manual_seed(0))
     rng, observation = np.random.default_rng(0), env.reset()
     for t in range(60):

@@ -3,11 +3,13 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import record
 
 from flowrl.study import words
 
+ORACLES = "batched", "one at a time"
 NAMES = {"a": "one", "b": "two", "c": "three"}
 
 
@@ -26,14 +28,49 @@ def test_what_lies_apart_is_said_to_and_what_overlaps_is_not():
     assert "All seeds of two lie below those of one; three." in words.seen(runs, NAMES, ours="b")
 
 
-def test_environments_are_counted_and_single_seeds_are_impressions():
+def test_environments_are_counted():
     runs = [*runs_of("a", 0.9, 0.8), *runs_of("b", 0.2, 0.1)]
     runs += [*runs_of("a", 0.3, 0.4, environment="ERA-v3"), *runs_of("b", 0.35, 0.45, environment="ERA-v3")]
-    assert "above those of two (1 of 2 environments)" in words.seen(runs, NAMES)
-    assert "if the 2 pairs compared here were all alike, 0.7 of them" in words.seen(runs, NAMES)
+    text = words.seen(runs, NAMES)
+    assert "In 1 of 2 environments all seeds of one lie above those of two." in text and "No difference" not in text
+    assert "if the 2 pairs compared here were all alike, 0.7 of them" in text
+    twice = [*runs_of("a", 0.9, 0.8), *runs_of("b", 0.2, 0.1)]
+    twice += [*runs_of("a", 0.9, 0.8, environment="ERA-v3"), *runs_of("b", 0.2, 0.1, environment="ERA-v3")]
+    assert "In both environments all seeds of one lie above those of two." in words.seen(twice, NAMES)
     assert words.seen(runs_of("a", 0.9, 0.8) + runs_of("b", 0.2, 0.1), NAMES).endswith("in one of 3 cases.")
-    assert "an impression, no more" in words.seen(runs_of("a", 0.9) + runs_of("b", 0.2), NAMES)
-    assert words.seen(runs_of("a", 0.9, 0.8), NAMES).endswith("one 0.85 (0.80 to 0.90).")
+
+
+def test_pairs_with_a_single_seed_are_impressions_and_do_not_spoil_the_others():
+    """Three seeds against three, and against one, in one city; in the other against two, and against one above."""
+    runs = runs_of("a", 0.7, 0.8, 0.9) + runs_of("b", 0.1, 0.2, 0.3) + runs_of("c", 0.5)
+    runs += runs_of("a", 0.7, 0.8, environment="ERA-v3") + runs_of("c", 0.9, environment="ERA-v3")
+    text = words.seen(runs, NAMES)
+    assert "three 0.70 (0.50 to 0.90). All seeds of one lie above those of two. Where either has one seed, in" in text
+    assert "one seed, in 1 of 2 environments all seeds of one lie above those of three. Likewise in 1 of 2 envi" in text
+    assert "environments all seeds of one lie below those of three. **How sure.** Any two that were alike" in text
+    assert text.endswith("3 seeds each, in one of 10 cases. Where a run has one seed this is an impression, no more.")
+    alone = words.seen(runs_of("a", 0.9) + runs_of("b", 0.2), NAMES)
+    assert "Where either has one seed, all seeds of one lie above those of two." in alone
+    assert alone.endswith("**How sure.** Where a run has one seed this is an impression, no more.")
+    within = words.seen(runs_of("a", 0.9, 0.1) + runs_of("b", 0.2), NAMES)
+    assert "Where either has one seed, no difference from two is to be seen: the seeds overlap." in within
+
+
+def test_a_run_alone_is_compared_with_going_once_and_staying():
+    """Which stands at a return of −30, a score of 0.8; the optimum at 1."""
+    runs = runs_of("a", 0.9, 0.7) + runs_of("a", 0.82, 0.84, environment="ERA-v3")
+    text = words.seen(runs, NAMES)
+    assert "ERA-v4 1 of 2 (least plateau gain −0.50); ERA-v3 2 of 2 (least plateau gain 0.10)." in text
+    assert text.endswith(
+        "**How sure.** Of these policies quite, their returns are exact; of further seeds 2 say little."
+    )
+    sampled = words.seen([record("a", [0] * 3, [0] * 3, final=-40.0)], NAMES)
+    assert "ERA-v4 0 of 1" in sampled and sampled.endswith(
+        "as far as their episodes tell; of further seeds one says little."
+    )
+    unknown = runs_of("a", 0.9)
+    del unknown[0].facts["reference"]["go_and_stay"]
+    assert words.seen(unknown, NAMES).endswith("(least to greatest seed): one 0.90.")
 
 
 def test_every_pair_counts_with_its_own_seeds():
@@ -49,6 +86,23 @@ def test_chance_of_lying_apart_is_the_share_of_orders(n, m):
     orders = list(itertools.permutations(range(n + m)))
     apart = np.mean([max(x[:n]) < min(x[n:]) or min(x[:n]) > max(x[n:]) for x in orders])
     assert abs(words.chance_apart(n, m) - apart) < 1e-12
+
+
+def test_what_was_spent_until_a_score():
+    """Scores of 0.8, 1, 1: the mean of three is 0.93 at the third evaluation, 20 steps and 200 or 600 calls on."""
+    learnt = [-30.0, -20.0, -20.0]
+    runs = [record("a", [0, 100, 200], learnt), record("b", [0, 300, 600], learnt), record("c", [0] * 3, [-70.0] * 3)]
+    table = [("ERA-v4", label, oracle, 0.1 if label == "a" else 0.05) for label in "ab" for oracle in ORACLES]
+    seconds = pd.DataFrame(table, columns=["environment", "method", "oracle", "seconds_per_step"])
+    spent = words.spent_until(runs, seconds, 0.9)
+    assert spent[list(words.COSTS)].iloc[:2].to_numpy().tolist() == [[20, 200, 2, 2], [20, 600, 1, 1]]
+    assert spent[list(words.COSTS)].iloc[2].isna().all()
+    text = words.dearest(spent, NAMES, "b", "a", 0.9)
+    assert (
+        "To a score of 0.9 two takes 1.0 times the one's environment steps (the most of all); 3.0 times its ora" in text
+    )
+    assert "0.50 times its seconds with an oracle in batches (others take more)" in text
+    assert words.spent_until(runs, seconds, 0.94)["oracle calls"].isna().all()
 
 
 def test_a_row_of_a_table_of_factors():

@@ -21,7 +21,10 @@ from .line import NAMES as _LINES
 from .line import BatchedLine, Line, is_line
 from .partial import GAMES, BatchedPartial, register
 
-CLASSIC = {"CartPole-v1": BatchedCartPole, "Acrobot-v1": BatchedAcrobot}
+SIMULATORS: dict[str, tuple[type, bool]] = {  # by name: the class, and whether it ever refuses an action
+    "CartPole-v1": (BatchedCartPole, False),
+    "Acrobot-v1": (BatchedAcrobot, False),
+}
 _CITIES = City.names()
 _PISTONBALL = [f"Pistonball-{version}" for version in ("v1", "v2", "v3", "v1-cstr", "v2-cstr")]
 # v1..v5 are sizes, not releases: gymnasium would call all but the largest "out of date"
@@ -34,14 +37,14 @@ def names() -> list[str]:
     >>> {"ERA-v4", "Pistonball-v1", "CartPole-v1", "ERA-Partial"} <= set(names())
     True
     """
-    return [*CLASSIC, *_PISTONBALL, *_CITIES, *GAMES, *_LINES]
+    return [*SIMULATORS, *_PISTONBALL, *_CITIES, *GAMES, *_LINES]
 
 
 def _made_by(name: str | Path | City) -> Callable[..., Batched]:
     """What makes a batched environment of this name: (n_envs, device, generator) → the environment. ValueError."""
     known = name if isinstance(name, str) else ""
-    if known in CLASSIC:
-        return CLASSIC[known]
+    if known in SIMULATORS:
+        return SIMULATORS[known][0]
     if known in GAMES:
         return functools.partial(BatchedPartial, known)
     if is_line(name):
@@ -85,6 +88,8 @@ def constrained(name: str | Path) -> bool:
     (True, False)
     """
     known = name if isinstance(name, str) else ""
+    if known in SIMULATORS:
+        return SIMULATORS[known][1]
     if known in GAMES:
         return not GAMES[known].valid.all()
     if is_line(name):
@@ -108,7 +113,7 @@ def digest(name: str | Path) -> str:
         from . import pistonball
 
         return pistonball.digest(known)
-    return CLASSIC[known](1).digest if known in CLASSIC else _city(name).digest
+    return SIMULATORS[known][0](1).digest if known in SIMULATORS else _city(name).digest
 
 
 register()

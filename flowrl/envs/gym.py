@@ -53,9 +53,9 @@ class GymBatched:
     tells in the environment, its observation or its info; None: the first of the usual names (`validity`) that is
     there, else every action is valid. Each copy asks its own environment.
     known_valid: an action in the space's own form, or a function of an observation that gives one, or None: asked
-    where no draw is valid and A is too large to list. when_none_valid: what becomes of a state where no valid action is
-    found: "raise" NoValidActionError, "end" the episode, worth 0 from there on, or execute `known_valid` as a "noop",
-    unasked; counted in `none_valid`. All else here counts categories from 0.
+    where no draw is valid and A is too large to enumerate. when_none_valid: what becomes of a state where no valid
+    action is found: "raise" NoValidActionError, "end" the episode, worth 0 from there on, or execute `known_valid` as a
+    "noop", unasked; counted in `none_valid`. All else here counts categories from 0.
 
     `step` asks the oracle itself, counts what it refuses in `violations` and raises a ValueError instead of executing
     anything. Where the environment itself says otherwise than a given oracle (a mask of its own, info), that is counted

@@ -93,6 +93,8 @@ QUANTITIES = {
                                        _fact("train_enumerated_share"), percent),
     "valid_rate": Quantity("valid rate at the end", _last("valid_rate"), plain(2), 2),
     "valid_rate_least": Quantity("valid rate, least in training", _trained("valid_rate", "min"), significant),
+    "actor_norm": Quantity("actor's gradient norm, median of the last 20 evaluations",
+                           lambda facts, curve: float(curve["grad_norm_actor"].tail(20).median()), significant),
     "actor_norm_most": _norm("actor", "max"),
     "critic_norm_least": _norm("critic", "min"),
     "critic_norm_most": _norm("critic", "max"),
