@@ -1,11 +1,11 @@
 """flowrl beside stable-baselines3, one core: python -m benchmarks.compare_sb3 [--seeds 3] [--steps 200000].
 
-CartPole-v1 and Acrobot-v1: A2C of both with the same settings (`SHARED`), in 8 environments at a time and in 64; what
-differs is the initialisation, which is orthogonal in stable-baselines3, and flowrl's simulators, which are batched.
-ERA-v1, 216 actions: flowrl's `mask` as it is against MaskablePPO of sb3-contrib, another algorithm, at its defaults but
-for our discount, its masks in a table. Each run's row goes to data/comparisons/sb3.csv as it ends; a row that is there
-is not made again. Returns are of 100 episodes with actions drawn from the policy; rates are environment steps a second
-of the process's own time, which other processes change little, training included, evaluation not.
+CartPole-v1 and Acrobot-v1: A2C of both with the same settings (`phases.SHARED`), in 8 environments at a time and in 64;
+what differs is the initialisation, which is orthogonal in stable-baselines3, and flowrl's simulators, which are
+batched. ERA-v1, 216 actions: flowrl's `mask` as it is against MaskablePPO of sb3-contrib, another algorithm, at its
+defaults but for our discount, its masks in a table. Each run's row goes to data/comparisons/sb3.csv as it ends; a row
+that is there is not made again. Returns are of 100 episodes with actions drawn from the policy; rates are environment
+steps a second of the process's own time, training included, evaluation not.
 
 Needs an environment of its own: pip install torch==2.13.0 stable-baselines3==2.9.2 sb3-contrib==2.9.2 "pandas<3" scipy
 pyyaml tqdm, and flowrl on the PYTHONPATH.
@@ -32,6 +32,8 @@ from flowrl.study.config import make_config
 from flowrl.study.records import ROOT, provenance
 from flowrl.study.runs import one_thread
 
+from .phases import SHARED
+
 try:
     from sb3_contrib import MaskablePPO
     from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_masked_policy
@@ -43,13 +45,6 @@ except ImportError as error:
 
 EPISODES = 100
 EVALUATION_SEED = 10_000  # apart from training's
-
-# A2C of both libraries, in flowrl's words. Both have tanh networks of two layers, actor and critic apart, RMSprop with
-# α 0.99 and ε 1e-5, advantages from n-step returns (λ = 1) that are not normalised.
-SHARED = dict(
-    n_steps=5, gamma=0.99, actor_lr=7e-4, critic_lr=7e-4, hidden=64, entropy=0.0, clip=0.5, joint_clip=True,
-    value_coef=0.5, value_scale=1.0,
-)  # fmt: skip
 
 
 class Flattened(gymnasium.ActionWrapper):
