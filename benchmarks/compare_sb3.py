@@ -1,10 +1,11 @@
 """flowrl beside stable-baselines3, one core: python -m benchmarks.compare_sb3 [--seeds 3] [--steps 200000].
 
-CartPole-v1 and Acrobot-v1: A2C of both with the same settings (`SHARED`); what differs is the initialisation, which is
-orthogonal in stable-baselines3, and flowrl's simulators, which are batched. ERA-v1, 216 actions: flowrl's `mask` as it
-is against MaskablePPO of sb3-contrib, another algorithm, at its defaults but for our discount, its masks in a table.
-Each run's row goes to data/comparisons/sb3.csv as it ends; a row that is there is not made again. Returns are of 100
-episodes with actions drawn from the policy; rates are environment steps a second, training included, evaluation not.
+CartPole-v1 and Acrobot-v1: A2C of both with the same settings (`phases.SHARED`), in 8 environments at a time and in 64;
+what differs is the initialisation, which is orthogonal in stable-baselines3, and flowrl's simulators, which are
+batched. ERA-v1, 216 actions: flowrl's `mask` as it is against MaskablePPO of sb3-contrib, another algorithm, at its
+defaults but for our discount, its masks in a table. Each run's row goes to data/comparisons/sb3.csv as it ends; a row
+that is there is not made again. Returns are of 100 episodes with actions drawn from the policy; rates are environment
+steps a second of the process's own time, training included, evaluation not.
 
 Needs an environment of its own: pip install torch==2.13.0 stable-baselines3==2.9.2 sb3-contrib==2.9.2 "pandas<3" scipy
 pyyaml tqdm, and flowrl on the PYTHONPATH.
@@ -28,8 +29,10 @@ from gymnasium.spaces import Discrete
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.study.config import make_config
-from flowrl.study.records import ROOT
+from flowrl.study.records import ROOT, provenance
 from flowrl.study.runs import one_thread
+
+from .phases import SHARED
 
 try:
     from sb3_contrib import MaskablePPO
@@ -42,13 +45,6 @@ except ImportError as error:
 
 EPISODES = 100
 EVALUATION_SEED = 10_000  # apart from training's
-
-# A2C of both libraries, in flowrl's words. Both have tanh networks of two layers, actor and critic apart, RMSprop with
-# α 0.99 and ε 1e-5, advantages from n-step returns (λ = 1) that are not normalised.
-SHARED = dict(
-    n_envs=8, n_steps=5, gamma=0.99, actor_lr=7e-4, critic_lr=7e-4, hidden=64, entropy=0.0, clip=0.5, joint_clip=True,
-    value_coef=0.5, value_scale=1.0,
-)  # fmt: skip
 
 
 class Flattened(gymnasium.ActionWrapper):
@@ -76,21 +72,17 @@ def flattened(env: str):
     return lambda: Flattened(gymnasium.make(f"flowrl/{env}"))
 
 
-def timed(train) -> dict:
-    """Environment steps a second of `train()`, which returns how many: by the clock and by this process's own time."""
-    wall, own = time.perf_counter(), time.process_time()
-    steps = train()
-    return {
-        "steps_per_s": steps / (time.perf_counter() - wall),
-        "steps_per_cpu_s": steps / (time.process_time() - own),
-    }
+def timed(train) -> float:
+    """Environment steps a CPU second of `train()`, which returns how many."""
+    start = time.process_time()
+    return train() / (time.process_time() - start)
 
 
-def sb3_a2c(env: str, seed: int, steps: int) -> tuple[np.ndarray, dict]:
+def sb3_a2c(env: str, n_envs: int, seed: int, steps: int) -> tuple[np.ndarray, float]:
     """Returns of the policy that stable-baselines3's A2C learns, and its speed."""
     model = A2C(
         "MlpPolicy",
-        make_vec_env(env, SHARED["n_envs"], seed),
+        make_vec_env(env, n_envs, seed),
         learning_rate=SHARED["actor_lr"],
         n_steps=SHARED["n_steps"],
         gamma=SHARED["gamma"],
@@ -104,25 +96,25 @@ def sb3_a2c(env: str, seed: int, steps: int) -> tuple[np.ndarray, dict]:
         device="cpu",
     )
     speed = timed(lambda: model.learn(steps).num_timesteps)
-    test = make_vec_env(env, SHARED["n_envs"], EVALUATION_SEED + seed)
+    test = make_vec_env(env, n_envs, EVALUATION_SEED + seed)
     returns, _ = evaluate_policy(model, test, EPISODES, deterministic=False, return_episode_rewards=True)
     return np.array(returns), speed
 
 
-def sb3_maskable_ppo(env: str, seed: int, steps: int) -> tuple[np.ndarray, dict]:
-    """The same of sb3-contrib's MaskablePPO, its default of 2048 steps a rollout spread over 8 environments."""
-    training, test = (make_vec_env(flattened(env), 8, s) for s in (seed, EVALUATION_SEED + seed))
+def sb3_maskable_ppo(env: str, n_envs: int, seed: int, steps: int) -> tuple[np.ndarray, float]:
+    """The same of sb3-contrib's MaskablePPO, its default of 2048 steps a rollout spread over the environments."""
+    training, test = (make_vec_env(flattened(env), n_envs, s) for s in (seed, EVALUATION_SEED + seed))
     gamma = make_config(env, "mask").gamma
-    model = MaskablePPO("MlpPolicy", training, n_steps=256, gamma=gamma, seed=seed, device="cpu")
+    model = MaskablePPO("MlpPolicy", training, n_steps=2048 // n_envs, gamma=gamma, seed=seed, device="cpu")
     speed = timed(lambda: model.learn(steps).num_timesteps)
     returns, _ = evaluate_masked_policy(model, test, EPISODES, deterministic=False, return_episode_rewards=True)
     return np.array(returns), speed
 
 
-def ours(method: str, overrides: dict, env: str, seed: int, steps: int) -> tuple[np.ndarray, dict]:
+def ours(method: str, overrides: dict, env: str, n_envs: int, seed: int, steps: int) -> tuple[np.ndarray, float]:
     """The same of one of flowrl's methods."""
-    config = make_config(env, method, overrides | {"seed": seed, "steps": steps})
-    trainer = Trainer(config, envs.make_batched(env, config.n_envs, "cpu", seeded(seed, "env")))
+    config = make_config(env, method, overrides | {"n_envs": n_envs, "seed": seed, "steps": steps})
+    trainer = Trainer(config, envs.make_batched(env, n_envs, "cpu", seeded(seed, "env")))
 
     def train() -> int:
         while trainer.env_steps < steps:
@@ -135,28 +127,34 @@ def ours(method: str, overrides: dict, env: str, seed: int, steps: int) -> tuple
     return returns.numpy(), speed
 
 
-A2C_OF_BOTH = {"flowrl a2c": partial(ours, "a2c", SHARED), "sb3 A2C": sb3_a2c}
-# environment → who trains there: label, function of (environment, seed, steps)
-CONTENDERS = {
+METHODS = {
+    "flowrl a2c": partial(ours, "a2c", SHARED), "sb3 A2C": sb3_a2c, "flowrl mask": partial(ours, "mask", {}),
+    "sb3-contrib MaskablePPO": sb3_maskable_ppo,
+}  # fmt: skip
+A2C_OF_BOTH = [(label, n_envs) for n_envs in (8, 64) for label in ("flowrl a2c", "sb3 A2C")]
+CONTENDERS = {  # environment → who trains there, and in how many at a time
     "CartPole-v1": A2C_OF_BOTH,
     "Acrobot-v1": A2C_OF_BOTH,
-    "ERA-v1": {"flowrl mask": partial(ours, "mask", {}), "sb3-contrib MaskablePPO": sb3_maskable_ppo},
+    "ERA-v1": [("flowrl mask", make_config("ERA-v1", "mask").n_envs), ("sb3-contrib MaskablePPO", 8)],
 }
 
 
-def compare(env: str, label: str, seed: int, steps: int) -> dict:
+def compare(env: str, label: str, n_envs: int, seed: int, steps: int, made: dict) -> dict:
     """One run as a row of the table."""
-    returns, speed = CONTENDERS[env][label](env, seed, steps)
+    returns, rate = METHODS[label](env, n_envs, seed, steps)
     return {
         "env": env,
         "method": label,
+        "n_envs": n_envs,
         "seed": seed,
         "env_steps": steps,
         "return_mean": f"{returns.mean():.6g}",
         "return_sem": f"{returns.std(ddof=1) / math.sqrt(len(returns)):.3g}",
-        **{name: f"{rate:.0f}" for name, rate in speed.items()},
+        "steps_per_cpu_s": f"{rate:.0f}",
         "torch": torch.__version__,
         "stable_baselines3": version("stable-baselines3"),
+        "machine": made["machine"]["cpu"],
+        "commit": made["commit"],
     }
 
 
@@ -167,15 +165,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200_000, help="environment steps a run (default 200000)")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "comparisons" / "sb3.csv")
     args = parser.parse_args()
+    made = provenance(torch.device("cpu"))
+    if made["dirty"]:
+        parser.error("the code differs from its commit: commit first, a row is of a commit")
     one_thread()
     rows = list(csv.DictReader(args.out.open())) if args.out.exists() else []
-    made = {(row["env"], row["method"], int(row["seed"]), int(row["env_steps"])) for row in rows}
+    there = {tuple(row[key] for key in ("env", "method", "n_envs", "seed", "env_steps")) for row in rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for env, seed in itertools.product(args.envs, range(args.seeds)):
-        for label in CONTENDERS[env]:
-            if (env, label, seed, args.steps) in made:
+        for label, n_envs in CONTENDERS[env]:
+            if (env, label, *map(str, (n_envs, seed, args.steps))) in there:
                 continue
-            rows.append(compare(env, label, seed, args.steps))
+            rows.append(compare(env, label, n_envs, seed, args.steps, made))
             print(" ".join(str(value) for value in rows[-1].values()), flush=True)
             with args.out.open("w", newline="") as file:
                 writer = csv.DictWriter(file, rows[-1].keys(), lineterminator="\n")

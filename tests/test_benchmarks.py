@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import audit, cost, gpu, history, soak, strangers
+from benchmarks import audit, cost, gpu, history, phases, soak, strangers
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -58,16 +58,52 @@ def test_recorded_cost_and_spread_against_the_number_of_actions():
 
 
 def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():
-    """In each environment: equal settings of seeds and steps, returns whose ranges meet, and at least their speed."""
+    """Of each table row: equal settings of seeds and steps, returns whose ranges meet, and at least their speed."""
     rows = pd.read_csv(ROOT / "data/comparisons/sb3.csv")
-    for env, group in rows.groupby("env"):
+    a2c = rows["method"].str.endswith(("a2c", "A2C"))
+    compared = dict(list(rows.groupby(["env", rows["n_envs"].where(a2c, 0)])))
+    for what, group in compared.items():
         ours, theirs = (group[group["method"].str.startswith("flowrl") == is_ours] for is_ours in (True, False))
-        assert sorted(ours["seed"]) == sorted(theirs["seed"]) == [0, 1, 2], env
-        assert set(group["env_steps"]) == {200_000}, env
-        assert ours["return_mean"].max() >= theirs["return_mean"].min(), env
-        assert theirs["return_mean"].max() >= ours["return_mean"].min(), env
-        assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), env
-    assert set(rows["env"]) == {"CartPole-v1", "Acrobot-v1", "ERA-v1"}
+        assert sorted(ours["seed"]) == sorted(theirs["seed"]) == [0, 1, 2], what
+        assert set(group["env_steps"]) == {200_000}, what
+        assert ours["return_mean"].max() >= theirs["return_mean"].min(), what
+        assert theirs["return_mean"].max() >= ours["return_mean"].min(), what
+        assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), what
+    assert set(compared) == {(env, n) for env in ("CartPole-v1", "Acrobot-v1") for n in (8, 64)} | {("ERA-v1", 0)}
+    made = rows.loc[a2c & (rows["n_envs"] == 64), ["machine", "commit"]]
+    assert made.notna().all(axis=None)  # a row says what it was made with, but for those older than these columns
+
+
+def test_operators_are_counted_backwards_too():
+    x = torch.ones(3, requires_grad=True)
+    with phases.Operators() as forward:
+        y = x.sin()
+    with phases.Operators() as backward:
+        y.backward(torch.ones(3))
+    assert forward.calls == 1 and backward.calls >= 2  # cos(x) times what comes back
+
+
+def test_phases_are_all_of_a_training_step(monkeypatch):
+    """Shares of the whole; operators as many in 8 environments as in 64; what is slow shows."""
+    monkeypatch.setattr(phases, "SECONDS", 0.1)
+    few, many = (
+        phases.profile("CartPole-v1", "a2c", phases.SHARED | {"n_envs": n}).set_index("phase") for n in (8, 64)
+    )
+    assert few["percent"].sum() == pytest.approx(100) and (few["percent"] > 0).all()
+    assert (few["operators"] == many["operators"]).all() and few["operators"]["update"] > 100
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda self, rollout: [update(self, rollout) for _ in range(10)])
+    slow = phases.profile("CartPole-v1", "a2c", phases.SHARED | {"n_envs": 8}).set_index("phase")
+    assert slow["operators"]["update"] == 10 * few["operators"]["update"]
+    assert slow["percent"]["update"] > few["percent"]["update"] + 20
+
+
+def test_the_recorded_phases_are_of_clean_code():
+    rows = pd.read_csv(ROOT / "data/benchmarks/phases.csv")
+    cases = {(env, method, settings.get("n_envs", 64)) for env, method, settings in phases.CASES}
+    assert set(rows[["environment", "method", "n_envs"]].itertuples(index=False, name=None)) == cases
+    assert (rows.groupby(["environment", "n_envs"])["percent"].sum() - 100).abs().max() < 0.1
+    assert json.loads((ROOT / "data/benchmarks/machine.json").read_text())["phases"]["dirty"] is False
 
 
 def test_invalid_actions_are_watched_apart_from_all_libraries():

@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from problems import project_without_records
@@ -262,8 +264,8 @@ def test_sigterm_saves_and_ends_at_once(tmp_path):
 TARGETS = [f"data/runs/smoke/ERA-v1/{label}/seed0.json" for label in ("mask", "factored-iar")]
 
 
-def snakemake(folder, *arguments):
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *TARGETS, *arguments]
+def snakemake(folder, *targets):
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *(targets or TARGETS)]
     return subprocess.Popen(
         command, cwd=folder, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -303,3 +305,74 @@ def test_killed_pipeline(project):
     assert snakemake(project).wait() == 0
     for curve, expected in zip(killed, curves(project), strict=True):
         pd.testing.assert_frame_equal(curve, expected, check_exact=True)
+
+
+NOTEBOOK = "build/notebooks/01_flow_policy.ipynb"
+DRAWING = """
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+if Path("pause").exists():
+    Path("pause").unlink()
+    for suffix in (".pdf", ".png"):
+        Path(figure_dir, f"fig2{suffix}").write_bytes(b"half")
+    Path("paused").touch()
+    while not Path("go on").exists():
+        time.sleep(0.1)
+fig, ax = plt.subplots()
+ax.plot([2, 1, 3])
+for suffix in (".pdf", ".png"):
+    fig.savefig(f"{figure_dir}/fig2{suffix}")
+"""
+
+
+def outputs(folder) -> dict[str, bytes]:
+    """Figures as they are; the executed notebook must be whole."""
+    cells = nbformat.read(folder / NOTEBOOK, 4).cells
+    assert all(cell.execution_count for cell in cells if cell.cell_type == "code")
+    assert [path.name for path in (folder / NOTEBOOK).parent.iterdir()] == [Path(NOTEBOOK).name]
+    return {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+
+
+def in_mid_notebook(folder) -> tuple[subprocess.Popen, list[psutil.Process], list[psutil.Process]]:
+    """Snakemake whose notebook has half its figures and stands still; the processes of the job, those of its kernel."""
+    (folder / "pause").touch()
+    first, until = snakemake(folder, NOTEBOOK), time.monotonic() + 600
+    while not (folder / "paused").exists():
+        assert first.poll() is None and time.monotonic() < until, first.stdout.read()
+        time.sleep(0.1)
+    (folder / "paused").unlink()
+    below = psutil.Process(first.pid).children(recursive=True)
+    kernel = [process for process in below if "ipykernel_launcher" in process.cmdline()]
+    return first, [process for process in below if process not in kernel], kernel
+
+
+def test_killed_notebook(project):
+    """`kill -9` of a notebook's job, with its kernel or without, of the kernel, of snakemake, while figures are half
+    written: the same command again ends in the same figures, and nothing outlives them."""
+    path = project / "notebooks" / Path(NOTEBOOK).name
+    notebook = nbformat.read(path, 4)
+    notebook.cells = [*notebook.cells[:2], nbformat.v4.new_code_cell(DRAWING)]  # title and parameters stay
+    nbformat.write(notebook, path)
+    assert snakemake(project, NOTEBOOK).wait() == 0
+    whole = outputs(project)
+    assert set(whole) == {"fig2.pdf", "fig2.png"}
+    for victim in ("job", "job and kernel", "kernel", "snakemake"):
+        for folder in ("build", "figures"):
+            shutil.rmtree(project / folder)
+        first, job, kernel = in_mid_notebook(project)
+        assert job and len(kernel) == 1, victim
+        victims = {"job": job, "job and kernel": [*job, *kernel], "kernel": kernel, "snakemake": [first]}[victim]
+        for process in victims:
+            process.kill()
+        assert first.wait() != 0, victim
+        again = snakemake(project, NOTEBOOK)
+        said = again.communicate()[0]
+        assert again.returncode == 0, said
+        assert outputs(project) == whole, victim
+        (project / "go on").touch()  # what has outlived snakemake ends its work, and spoils nothing
+        _, living = psutil.wait_procs([*job, *kernel], 60)
+        assert not living and outputs(project) == whole, victim
+        (project / "go on").unlink()
