@@ -70,6 +70,16 @@ def test_learns_an_assignment_problem(method, oracle, steps, least):
     assert curve.iloc[-4:].mean() > random + 0.85 * (best - random)
 
 
+def test_a_bandits_discount_is_0():
+    """What is learnt is the day's pay alone, by the policy to near its optimum and by the critic: a value of four days,
+    or of two, would be far off it."""
+    trainer = flowrl.fit(Assignment, different, steps=6000, **QUICK | {"gamma": 0, "normalise_reward": False})
+    random, best = pay(np.mean), pay(max)
+    assert (learnt(trainer) - random) / (best - random) > 0.9
+    value = trainer.critic(torch.cat([trainer.env.to_tensor(day) for day in range(3)])).mean().item()
+    assert abs(value - learnt(trainer) / 4) < 0.1 * best / 4
+
+
 # ----------------------------------------------------------------------- what env may be; errors; settings
 
 
