@@ -132,10 +132,30 @@ def test_an_own_oracle_goes_first_and_a_name_that_is_not_there_is_said():
     batch = GymBatched(ByInfo, 2, oracle=per_action(lambda observation, action: False))
     assert batch.validity.where == "the oracle given"
     with pytest.raises(
-        ValueError, match="^there is no 'allowed': ByInfo has no .*, and its info has 'action_mask', 'note'"
+        ValueError, match="^there is no 'allowed': ByInfo has no .*, and its info has 'action_mask', 'note'; nearest: '"
     ):
         GymBatched(ByInfo, 2, oracle="allowed")
     assert GymBatched(Hidden, 2).validity.where == "nowhere: every action is valid"
+
+
+@pytest.mark.parametrize(
+    ("kind", "misspelt", "meant"),
+    [
+        (ByMethod, "acton_masks", "action_masks"),
+        (ByJudge, "is_vaild", "is_valid"),
+        (ByInfo, "actions_mask", "action_mask"),
+        (ByList, "valid_action", "valid_actions"),
+        (ByObservation, "mask_of_actions", "action_mask"),
+        (ByOwnName, "may_I", "may_i"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(kind, misspelt, meant):
+    """Wherever it is kept, behind a wrapper too; never a name that every environment has."""
+    with pytest.raises(ValueError, match=rf"^there is no '{misspelt}': .*; nearest: '{meant}'") as error:
+        GymBatched(lambda: gymnasium.wrappers.TimeLimit(kind(), 9), 2, oracle=misspelt)
+    assert "\n" not in str(error.value)
+    for said in str(error.value).rpartition("nearest: ")[2].split(", "):
+        assert not hasattr(gymnasium.Wrapper, said.strip("'"))
 
 
 # ----------------------------------------------------------------------------------------- masks and lists

@@ -13,6 +13,7 @@ made once a state, so a mask or a list is asked for in one call, however many ac
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -164,7 +165,7 @@ def source_named(name: str, env: gymnasium.Env, state: State, categories: Catego
     if found is None:
         raise ValueError(
             f"there is no {name!r}: {type(env.unwrapped).__name__} has no such method or attribute, its observation no "
-            f"such key, and its info has {', '.join(map(repr, state.info)) or 'no keys'}"
+            f"such key, and its info has {', '.join(map(repr, state.info)) or 'no keys'}{_nearest(name, env, state)}"
         )
     where, read, judges = found
     if judges:
@@ -184,10 +185,23 @@ def recognised(env: gymnasium.Env, state: State, categories: Categories) -> Sour
 
 def passed_over(env: gymnasium.Env, state: State) -> list[str]:
     """Names that sound as if they told what is valid, where `recognised` found none: for a warning."""
-    own = [name for name in dir(env.unwrapped) if not name.startswith("_")]
+    return [name for name in _names(env, state) if SOUNDS.intersection(name.lower().split("_"))]
+
+
+def _names(env: gymnasium.Env, state: State) -> list[str]:
+    """All that could be named: what the environment, or a wrapper, has of its own; keys of its observation and info."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    own = [name for one in layers for name in dir(one) if name[0] != "_" and not hasattr(gymnasium.Wrapper, name)]
     keys = list(state.observation) if isinstance(state.observation, Mapping) else []
-    names = [name for name in dict.fromkeys((*own, *keys, *state.info)) if isinstance(name, str)]
-    return [name for name in names if SOUNDS.intersection(name.lower().split("_"))]
+    return [name for name in dict.fromkeys((*own, *keys, *state.info)) if isinstance(name, str)]
+
+
+def _nearest(name: str, env: gymnasium.Env, state: State) -> str:
+    """What a misspelt name may have meant, for an error."""
+    near = get_close_matches(name, _names(env, state), n=2, cutoff=0)
+    return f"; nearest: {', '.join(map(repr, near))}" if near else ""
 
 
 def _method_judge(method: Callable[[Any], bool], categories: Categories) -> Judge:
