@@ -241,6 +241,7 @@ class Outcome(NamedTuple):
     log: Log  # of training
     returns: list[np.ndarray]  # of the evaluations, drawn and greedy
     invalid: int  # actions executed in the evaluations
+    valid_draws: float = math.nan  # their share in the last tenth of training, where a policy's draws are rejected
 
 
 def ours(method: str, game: Game, seed: int) -> Outcome:
@@ -254,7 +255,8 @@ def ours(method: str, game: Game, seed: int) -> Outcome:
     seconds = time.process_time() - logs[0].start
     logs.append(Log())
     returns = [trained.evaluate(n_episodes=EPISODES, greedy=greedy)[0].numpy() for greedy in (False, True)]
-    return Outcome(seconds, logs[0], returns, logs[1].invalid)
+    late = [row["valid_rate"] for row in trained.rows if row["env_steps"] > 0.9 * game.steps]
+    return Outcome(seconds, logs[0], returns, logs[1].invalid, float(np.mean(late)))
 
 
 def theirs(name: str, game: Game, seed: int) -> Outcome:
@@ -348,7 +350,11 @@ def compare(name: str, method: str, seed: int) -> dict:
     for kind, returns in zip(("drawn", "greedy"), outcome.returns, strict=True):
         row[kind] = f"{returns.mean():.6g}"
         row[f"{kind}_sem"] = f"{returns.std(ddof=1) / math.sqrt(len(returns)):.3g}"
-    row |= {"invalid_evaluated": outcome.invalid, "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome))}
+    row |= {
+        "valid_draws": f"{outcome.valid_draws:.3g}",
+        "invalid_evaluated": outcome.invalid,
+        "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome)),
+    }
     made = provenance(torch.device("cpu"))
     return row | {"commit": f"{made['commit']}{' and changes' * bool(made['dirty'])}"}
 
