@@ -100,6 +100,18 @@ def test_the_table_of_strangers_shows_a_seed_that_learnt_nothing():
     assert ("†" in row.split(" | ")[2]) == (of.min()["flowrl iar-a2c"] <= of.mean()["random"])
 
 
+def test_the_page_of_strangers_says_by_what_a_peer_wins():
+    """For each of its environments, and with that method's own numbers."""
+    wins = page().partition("## A peer wins")[2].partition("## flowrl wins")[0]
+    compared, reasons = (
+        [line for line in part.splitlines() if line.startswith("- ")] for part in wins.split("By what:")
+    )
+    assert {line[2:].rpartition(", ")[0] for line in compared} == {line[2:].partition(":")[0] for line in reasons}
+    table = pd.read_csv(ROOT / "data/comparisons/strangers.csv")
+    share = table.groupby(["env", "method"])["valid_draws"].mean()["Flexible job shop", "flowrl iar-a2c"]
+    assert f"falls to {share:.0%}, " in wins and 0 < share < 0.1
+
+
 def test_the_recorded_table_of_strangers_is_whole():
     rows = pd.read_csv(ROOT / "data/comparisons/strangers.csv")
     ours = rows[rows["method"].str.startswith("flowrl")]

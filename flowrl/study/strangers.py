@@ -14,7 +14,8 @@ from .records import ROOT
 
 TABLE = ROOT / "data" / "comparisons" / "strangers.csv"
 DEFAULT = "flowrl iar-a2c"
-OURS = {DEFAULT: "flowrl recipe", "flowrl mask": "MASK"}
+BONUS = f"{DEFAULT} valid_bonus=0.3"
+OURS = {DEFAULT: "flowrl recipe", "flowrl mask": "MASK", BONUS: "flowrl recipe, λ = 0.3"}
 KINDS = {"drawn": "actions drawn", "greedy": "greedy actions", "equal": "equal seconds"}
 WHEN = ("trained", "evaluated")  # invalid actions are counted
 SEEDS = 3  # of every method
@@ -45,6 +46,21 @@ our MASK for those with masks. {environments}.
 
 """
 
+# By what a peer wins, where one does; the values are means over the seeds, a method's words by its name
+WHY = {
+    "Identity 80": "MaskablePPO's greedy action is its largest logit; the recipe's is the most frequent of 64 draws, "
+    "which can't tell valid actions apart that are still about equally likely. Drawn, they earn "
+    "{drawn[MaskablePPO]} and {drawn[flowrl iar-a2c]}.",
+    "VMPacking-v0": "A2C executes invalid actions, {invalid_trained[A2C]} in a run. One ends the episode for −1,000, "
+    "which pays, as going on costs more; whoever keeps to valid actions is far below that so early.",
+    "Flexible job shop": "MaskablePPO and MASK are told all valid actions before they choose; the recipe has to learn "
+    "them from its draws. At the default λ = 0.01 the share of valid draws falls to {valid_draws[flowrl iar-a2c]}, and "
+    "where fewer than two are valid a state teaches nothing of returns; with `valid_bonus=0.3` it is "
+    "{valid_draws[flowrl iar-a2c valid_bonus=0.3]}, and actions drawn earn {drawn[flowrl iar-a2c valid_bonus=0.3]}, "
+    "beside {drawn[random]} of random valid actions. MASK, in the same loop with the same rewards, earns "
+    '{drawn[flowrl mask]}: where actions are as few as these, 24, `method="mask"` is the choice.',
+}
+
 
 class Seeds(NamedTuple):
     """What the seeds of one method come to."""
@@ -71,7 +87,7 @@ def page() -> str:
     without = [env for env, methods in groups.items() if not {"PPO", "MaskablePPO"} & methods.keys()]
     if without:
         text += f"Neither PPO nor MaskablePPO was run in {', '.join(without)}.\n\n"
-    return text + _table(groups, returns) + _differences(returns)
+    return text + _table(groups, returns) + _differences(groups, returns)
 
 
 def _environments(groups) -> str:
@@ -160,10 +176,11 @@ def _number(number: float, value: tuple) -> str:
     return f"{number:,.{digits}f}".replace("-", "−")
 
 
-def _differences(returns) -> str:
+def _differences(groups, returns) -> str:
     """`fit`'s default against the best of theirs, by environment and kind of return, by who is ahead."""
     lines: dict[str, list[str]] = {"A peer wins": [], "flowrl wins": [], "No difference seen": []}
-    below: list[str] = []  # where it does no better than chance
+    below: list[str] = []  # where it does worse than chance
+    reasons: dict[str, str] = {}
     for env, methods in returns.items():
         for kind, words in KINDS.items():
             there = [(*found[kind][:2], method) for method, found in methods.items() if kind in found]
@@ -176,6 +193,8 @@ def _differences(returns) -> str:
             head = "No difference seen" if not _apart(ours, peer) else "flowrl wins" if by > 0 else "A peer wins"
             said = f"{_name(first[2])} over {_name(second[2])} by {_shown((abs(by), error))}"
             lines[head].append(f"- {env}, {words}: {said}\n")
+            if head == "A peer wins":
+                reasons[env] = _why(env, groups[env], methods)
             chance = methods["random"].get(kind)
             if chance and ours[0] < chance[0] and _apart(ours, chance):
                 below.append(f"{env}, {words}")
@@ -185,7 +204,20 @@ def _differences(returns) -> str:
         f"says p < {LEVEL:g}; of {n} comparisons {LEVEL * n:.0f} would come out so by chance. "
         f"Worse than random valid actions: {'; '.join(below) or 'nowhere'}.\n"
     )
-    return text + "".join(f"\n## {head}: {len(found)}\n\n{''.join(found)}" for head, found in lines.items())
+    parts = {head: f"\n## {head}: {len(found)}\n\n{''.join(found)}" for head, found in lines.items()}
+    if reasons:
+        parts["A peer wins"] += "\nBy what:\n\n" + "".join(f"- {env}: {why}\n" for env, why in reasons.items())
+    return text + "".join(parts.values())
+
+
+def _why(env: str, runs: dict[str, list[dict]], returns: dict[str, dict[str, Seeds]]) -> str:
+    """By what a peer wins there, with its numbers. KeyError where nobody has said it."""
+    words: dict[str, dict[str, str]] = {"drawn": {}, "valid_draws": {}, "invalid_trained": {}}
+    for method, found in returns.items():
+        words["drawn"][method] = _shown(found["drawn"])
+        words["valid_draws"][method] = f"{fmean(_numbers(runs[method], 'valid_draws')):.0%}"
+        words["invalid_trained"][method] = f"{fmean(_numbers(runs[method], 'invalid_trained')):,.0f}"
+    return WHY[env].format(**words)
 
 
 def _apart(one: tuple, other: tuple) -> bool:
