@@ -23,7 +23,7 @@ from .device import one_thread
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
 from .envs.spaces import frozen
-from .envs.validity import State
+from .envs.validity import NOT_TOLD, State
 from .policies import CategoricalPolicy, FlowPolicy, to_digits
 from .study.config import TrainConfig
 
@@ -173,8 +173,9 @@ class Fitted(Trainer):
 
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
-        draws where the policy knows probabilities, else the most frequent one. Raises NoValidActionError where none is
-        found; ValueError; FloatingPointError where the observation is not finite.
+        draws where the policy knows probabilities, else the most frequent one. Where nothing is valid, the noop that
+        `fit` was told of. Raises NoValidActionError where no valid action is found; ValueError; FloatingPointError
+        where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -188,20 +189,22 @@ class Fitted(Trainer):
     ) -> list[Any]:
         """`act` for several states at once: a list of actions."""
         n = len(observations)
+        for name, given in (("action_masks", action_masks), ("infos", infos), ("envs", envs)):
+            if given is not None and len(given) != n:
+                raise ValueError(f"there are {n} observations and {len(given)} {name}; give one each")
+        if not n:
+            return []
         if not isinstance(self.env, GymBatched):
             if action_masks is not None:
                 raise ValueError("this environment has an oracle of its own; it takes no action_mask")
-            batch, oracle, fallback = self._batch(observations), self.oracle, self.fallback
-        else:
-            batch = torch.cat([self.env.to_tensor(observation) for observation in observations])
-            told = zip(observations, infos or [{}] * n, envs or [None] * n, strict=True)
-            states = [State(frozen(observation), info, env) for observation, info, env in told]
-            oracle, fallback = self.env.oracle_of(states, action_masks), self.env.fallback_of(states)
-        with self._as(oracle, fallback, greedy):
-            action = self.decide(batch, self.acting)[0].action
-        if isinstance(self.env, GymBatched):
-            return [self.env.to_environment(one) for one in action]
-        return list(action.cpu().numpy())
+            with self._as(self.oracle, self.fallback, greedy):
+                return list(self.decide(self._batch(observations), self.acting)[0].action.cpu().numpy())
+        batch = torch.cat([self.env.to_tensor(observation) for observation in observations])
+        told = zip(observations, infos or [NOT_TOLD] * n, envs or [None] * n, strict=True)
+        states = [State(frozen(observation), info, env) for observation, info, env in told]
+        with self._as(self.env.oracle_of(states, action_masks), self.env.fallback_of(states), greedy):
+            actions = self.decide(batch, self.acting)[0].action.cpu().numpy()
+        return [self.env.to_environment(*own) for own in zip(actions, states, strict=True)]
 
     def _batch(self, observations: Sequence[Any]) -> Tensor:
         batch = torch.as_tensor(np.stack([np.asarray(one, dtype=np.float32) for one in observations]))

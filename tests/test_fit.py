@@ -349,6 +349,23 @@ else:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("when", ["raise", "end", "noop"])
+@pytest.mark.parametrize("method", ["iar-a2c", "mask"])
+def test_act_does_where_nothing_is_valid_what_training_did(when, method):
+    noop = {"known_valid": [0, 1, 0, 1, 0, 0]} if when == "noop" else {}
+    trainer = flowrl.fit(Budget, method=method, steps=8, when_none_valid=when, **noop, **FAST)
+    infos = [{"action_mask": np.zeros(64, dtype=bool)}, {"action_mask": np.arange(64) == 5}]
+    days, errors = [{"day": 0}, {"day": 1}], {"raise": "^no valid action was found", "end": "the episode ends here"}
+    for greedy in (False, True):
+        if when == "noop":
+            actions = trainer.act_many(days, greedy, infos=infos)
+            assert [action.tolist() for action in actions] == [noop["known_valid"], Budget.ALL[5].tolist()]
+        else:
+            with pytest.raises(flowrl.rejection.NoValidActionError, match=errors[when]):
+                trainer.act_many(days, greedy, infos=infos)
+        assert trainer.act(days[1], greedy, info=infos[1]).tolist() == Budget.ALL[5].tolist()
+
+
 def test_few_valid_actions_and_one_that_is_known():
     """Nothing can be listed, hardly anything is drawn: what is known to be valid is executed, in training and act."""
 

@@ -29,11 +29,11 @@ def taken_apart(space: Space, value: Any) -> list[Any]:
     """What a value of the space has for each of its leaves. ValueError where a part is missing."""
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or not value.keys() >= space.spaces.keys():
-            raise ValueError(f"{_shown(value)} has not the keys {', '.join(map(str, space.spaces))}")
+            raise ValueError(f"{shown(value)} has not the keys {', '.join(map(str, space.spaces))}")
         return [leaf for key, part in space.spaces.items() for leaf in taken_apart(part, value[key])]
     if isinstance(space, spaces.Tuple):
         if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
-            raise ValueError(f"{_shown(value)} has not {len(space.spaces)} parts")
+            raise ValueError(f"{shown(value)} has not {len(space.spaces)} parts")
         return [leaf for part, own in zip(space.spaces, value, strict=True) for leaf in taken_apart(part, own)]
     return [value]
 
@@ -61,7 +61,7 @@ def frozen(value: Any) -> Any:
     return value if isinstance(value, int | float | str | np.generic) else copy.deepcopy(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a few words, on one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}…"
@@ -95,7 +95,7 @@ class Categories:
                 own, start = leaf.nvec.ravel().tolist(), leaf.start
             else:
                 raise ValueError(
-                    f"the action space is {_shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and "
+                    f"the action space is {shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and "
                     "Dict of these"
                 )
             sizes.append(own)
@@ -123,7 +123,7 @@ class Categories:
                 return row
         except (ValueError, TypeError):
             pass
-        raise ValueError(f"{_shown(action)} is no action of {_shown(self.space)}")
+        raise ValueError(f"{shown(action)} is no action of {shown(self.space)}")
 
 
 # -------------------------------------------------------------------------------------------- observations
@@ -208,7 +208,7 @@ class Observations:
             if isinstance(leaf, Discrete | MultiDiscrete):
                 n = leaf.n if isinstance(leaf, Discrete) else leaf.nvec
                 if ((array < leaf.start) | (array - leaf.start >= n)).any():
-                    raise ValueError(f"the observation{_of(name)} is {_shown(value)}; allowed: what {leaf} holds")
+                    raise ValueError(f"the observation{_of(name)} is {shown(value)}; allowed: what {leaf} holds")
             flat.append(np.asarray(flatten(leaf, array)))
         return flat
 
@@ -236,7 +236,7 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _no_size(space: Space, name: str, leaf: Space) -> str:
     kind = type(leaf).__name__
     if not name:
-        return (f"observations are {_shown(space)}: a {kind} has no fixed size; make an array of it with "
+        return (f"observations are {shown(space)}: a {kind} has no fixed size; make an array of it with "
                 "gymnasium.wrappers.TransformObservation")  # fmt: skip
     rest = [key for key, part in leaves(space) if isinstance(part, Box | Discrete | MultiDiscrete | MultiBinary)]
     kept = list(dict.fromkeys(key.split(".")[0] for key in rest))
