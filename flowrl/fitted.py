@@ -31,7 +31,7 @@ CURVE_ROWS = 200  # most rows of a learning curve
 LEAST_ROWS = 10  # rows of it while no episode ends
 GREEDY_DRAWS = 64  # draws, at least, of which a greedy action is the most frequent, or most probable
 MOST_STEPS = 100_000  # of an episode in an evaluation
-FORMAT = 2  # of saved files
+FORMAT = 3  # of saved files
 
 
 class Fitted(Trainer):
@@ -57,6 +57,7 @@ class Fitted(Trainer):
         self.finished: list[float] = []  # returns of the episodes that ended since the last row
         self.rewarded = torch.zeros((), dtype=torch.float64, device=env.device)  # sum of rewards since then
         self.best: dict | None = None
+        self.evaluated = 0  # after how many steps last
         self.acting = seeded(config.seed, "act", env.device)
         self.greedy = self.interrupted = self.broken = False
 
@@ -274,31 +275,34 @@ class Fitted(Trainer):
     def state_dict(self) -> dict:
         """All that the rest of the training depends on, and the curve so far."""
         own = {"rows": list(self.rows), "running": self.running.clone(), "finished": list(self.finished)}
-        own |= {"rewarded": self.rewarded.clone(), "best": self.best}
+        own |= {"rewarded": self.rewarded.clone(), "best": self.best, "evaluated": self.evaluated}
         return super().state_dict() | own | {"acting": self.acting.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.rows, self.running, self.finished = list(state["rows"]), state["running"].clone(), list(state["finished"])
         self.rewarded, self.best = state["rewarded"].clone(), state["best"]
+        self.evaluated = state["evaluated"]
         self.acting.set_state(state["acting"].cpu())
 
     def save(self, path: str | Path) -> None:
         """Write weights, settings, spaces, versions, curve, and what resuming takes; whole or not at all.
 
-        The environments are in it where they can be pickled; `load` reads them only where it is told to.
+        The environments are in it where they can be pickled and no error has stopped training half a step into one,
+        else it warns; `load` reads them only where it is told to.
         """
         state = self.state_dict()
         pickled = state["env"].get("environments") if isinstance(self.env, GymBatched) else 0
-        if pickled is None or isinstance(pickled, list):
+        if self.broken or pickled is None or isinstance(pickled, list):
             state["env"] = None
+            why = "training was stopped by an error" if self.broken else "they can't be pickled"
+            warnings.warn(f"{path} is without the environments, as {why}: only load(…, resume=False)", stacklevel=2)
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             torch.save({
                 "flowrl": FORMAT, "config": dataclasses.asdict(self.config), "spaces": spaces_of(self.env),
-                "versions": {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")},
-                "state": state,
+                "versions": versions(), "state": state,
             }, temporary)  # fmt: skip
             os.replace(temporary, path)
         finally:
@@ -324,6 +328,11 @@ def greediest(policy, decided: rejection.Decision, generator: torch.Generator) -
             score = policy.log_prob(policy.features(observation), decided.sample, generator)
     best = score.masked_fill(~valid, -torch.inf).argmax(-1)
     return action[torch.arange(len(action), device=action.device), best]
+
+
+def versions() -> dict[str, str]:
+    """Of what a file's contents depend on."""
+    return {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")}
 
 
 def _alone(value):

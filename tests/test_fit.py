@@ -130,6 +130,9 @@ def test_an_oracle_beside_the_citys_own():
         ),
         (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of: (actor|critic)_lr, "),
         (Assignment, {"steps": -1}, "steps is -1"),
+        (Assignment, {"steps": "100"}, "steps is '100'; it must be a whole number"),
+        (Assignment, {"total_steps": 8.5}, "total_steps is 8.5; it must be a whole number"),
+        (Assignment, {"callback": 3}, "callback is 3; it must be a function of the trainer"),
         (Assignment, {"seed": "x"}, "seed is 'x'"),
         (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),
         (GymBatched(Assignment, 2), {}, r"n_envs \(2\) and device \(cpu\) of its own"),
@@ -200,6 +203,27 @@ def test_the_same_seed_is_the_same_run_and_another_is_not():
     assert not first.curve.equals(other.curve)
     days = [[trainer.act(0).tolist() for _ in range(9)] for trainer in (first, again, other)]
     assert days[0] == days[1] != days[2]
+
+
+@pytest.mark.parametrize("rates", [[0.5, 0.4, 0.1, 0.02], [0.02, 0.03, 0.02, 0.02], []])
+def test_a_fallen_share_of_valid_draws_names_the_learning_rate_too(rates):
+    """A valid_bonus alone doesn't mend what too large steps have spoilt."""
+    trainer = flowrl.fit(Assignment, different, steps=8, **FAST)
+    trainer.rows, trainer.counts["enumerations"] = [{"valid_rate": rate} for rate in rates], 4
+    with pytest.warns(UserWarning, match="a valid_bonus larger than 0.01 helps$") as warned:
+        flowrl.fit.__globals__["_warn_of_few_valid"](trainer)
+    said = "the share of valid draws fell from 50% to 2%: an actor_lr smaller than"
+    assert (said in str(warned[0].message)) == (rates[:1] == [0.5])
+
+
+def test_errors_name_the_environment_that_a_lambda_makes():
+    class Rich(Assignment):
+        def step(self, action):
+            return *super().step(action)[:1], 1e38, False, False, {}
+
+    settings = FAST | {"normalise_reward": False, "n_steps": 1}
+    with pytest.raises(FloatingPointError, match="^Rich, the rollout that ended at step 4: the gradient is not finite"):
+        flowrl.fit(lambda: Rich(), different, steps=8, **settings)
 
 
 def test_a_callback_sees_every_update_and_can_stop():
@@ -297,7 +321,14 @@ def test_files_that_do_not_fit_say_how(tmp_path):
     flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_text("text")
     torch.save({"weights": 1}, tmp_path / "c.pt")
-    flowrl.fit(lambda: gymnasium.make("CartPole-v1"), steps=8, **FAST).save(tmp_path / "d.pt")
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    for name, changes in {
+        "e": {"config": None}, "f": {"state": {key: saved["state"][key] for key in saved["state"] if key != "policy"}},
+        "g": {"config": saved["config"] | {"hidden": 17}, "versions": saved["versions"] | {"torch": "1.0"}},
+        "h": {"config": saved["config"] | {"speed": 1}}, "i": {"config": saved["config"] | {"hidden": "x"}},
+    }.items():  # fmt: skip
+        changed = {key: value for key, value in (saved | changes).items() if value is not None}
+        torch.save(changed, tmp_path / f"{name}.pt")
     for name, env, resume, said in (
         (
             "a.pt",
@@ -308,9 +339,15 @@ def test_files_that_do_not_fit_say_how(tmp_path):
         ("b.pt", Assignment, False, "not a file that flowrl saved"),
         ("c.pt", Assignment, False, "not a file that this version of flowrl saved"),
         ("x.pt", Assignment, False, "no such file"),
+        ("e.pt", Assignment, False, r"e.pt can't be read: KeyError: 'config'$"),
+        ("f.pt", Assignment, False, r"f.pt can't be read: KeyError: 'policy'$"),
+        ("g.pt", Assignment, True, r"g.pt can't be read: .*shape.*; saved with torch 1.0, here \d"),
+        ("h.pt", Assignment, False, r"h.pt can't be read: ValueError: settings .* does not know: speed$"),
+        ("i.pt", Assignment, False, r"i.pt can't be read: ConfigError: hidden is 'x'; "),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=said) as error:
             flowrl.load(tmp_path / name, env, different, resume=resume)
+        assert "\n" not in str(error.value)
 
 
 STUDY = (
