@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import gymnasium
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import VectorEnv
 
 from . import envs
 from .a2c import POLICIES, seeded
@@ -32,7 +32,7 @@ MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` war
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
 # carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
 STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
-Env = str | Path | Callable[[], gymnasium.Env] | SyncVectorEnv | Batched
+Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
 
 
 def fit(
@@ -55,7 +55,7 @@ def fit(
     """Train on an environment; the trainer, which can `act`, `evaluate`, `save` and `train` on, and has a `curve`.
 
     env: the name of an ERA environment, the path of a city's .json file, a gymnasium id, a callable that makes a new
-    gymnasium environment, a SyncVectorEnv, or a batched environment as `Trainer` takes it.
+    gymnasium environment, a vector environment of gymnasium's, or a batched environment as `Trainer` takes it.
     oracle: `per_action` of a function that judges one action; oracle(observation (B, …), actions (B, S, D)) → bool
     (B, S); the name of a mask, list or method of the environment, its observation or its info; None: the city's or
     batched environment's own, the usual ones of a gymnasium environment (`envs.validity`), else every action.
@@ -95,7 +95,7 @@ def fit(
         if settings.get("n_envs", env.n_envs) != env.n_envs or device != "auto":
             raise ValueError(f"a batched environment has n_envs ({env.n_envs}) and device ({env.device}) of its own")
         settings["n_envs"] = env.n_envs
-    elif isinstance(env, SyncVectorEnv):
+    elif isinstance(env, VectorEnv):
         settings.setdefault("n_envs", env.num_envs)
     if not (_is_batched(env) or _is_named(env)):
         settings = STRANGERS | settings

@@ -164,6 +164,8 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
             r"^\|A\| is 1,000,000: masked policies enumerate all, at most 200,000; methods with iar only draw$",
         ),
         ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies enumerate"),
+        ([2**40], "iar-a2c", "^the largest action dimension has 1,099,511,627,776 categories: a policy would have"),
+        ([2**62, 2], "ar-iar", r"^the largest action dimension .* at most 10,000,000; several dimensions"),
     ],
 )
 def test_too_many_actions(sizes, method, said):

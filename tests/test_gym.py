@@ -418,6 +418,12 @@ def test_spaces_that_do_not_fit(env, said):
     assert "\n" not in str(error.value)
 
 
+def test_large_bytes_that_are_read_unscaled_are_told():
+    space = spaces.Box(0, 255, (28, 28), np.uint8)
+    with pytest.warns(UserWarning, match="^Observing: the observation is uint8, no picture, and read unscaled; "):
+        GymBatched(lambda: Observing(space, np.full((28, 28), 200, np.uint8)), 2)
+
+
 @pytest.mark.parametrize("argument", [{"oracle": 3}, {"when_none_valid": "x"}, {"n_envs": 0}])
 def test_arguments_that_do_not_fit(argument):
     with pytest.raises(ValueError, match=f"{next(iter(argument))} is"):

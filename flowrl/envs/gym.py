@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from ..rejection import NOTHING, NoValidActionError
@@ -48,8 +48,8 @@ SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "
 class GymBatched:
     """B copies of a gymnasium environment, with episodes of their own; actions of any categorical space.
 
-    env: an id ("module:Env-v0" too), a callable without arguments that makes a new environment each time, or a
-    SyncVectorEnv, whose environments are stepped here. `spaces.Categories` says what actions may be,
+    env: an id ("module:Env-v0" too), a callable without arguments that makes a new environment each time, or a vector
+    environment of gymnasium's, for more of what it is made of. `spaces.Categories` says what actions may be,
     `spaces.Observations` what encoders read.
     oracle: `per_action` of a function; a batched function, given the states' `spaces.Observations.for_oracle`, stacked
     (columns: `observation_layout`), and actions (B, S, D) in the space's own numbers → bool (B, S); the name of what
@@ -77,7 +77,7 @@ class GymBatched:
 
     def __init__(
         self,
-        env: str | Callable[[], gymnasium.Env] | SyncVectorEnv,
+        env: str | Callable[[], gymnasium.Env] | VectorEnv,
         n_envs: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
@@ -114,6 +114,12 @@ class GymBatched:
         if not callable(known_valid):
             self._known(self._states[0])  # a fault in it is told at once
         self._name_sources(oracle)
+        if unscaled := self.observations.unscaled(self._states[0].observation):
+            warnings.warn(
+                f"{self.name}: {', '.join(name and repr(name) for name in unscaled) or 'the observation'} is uint8, no "
+                "picture, and read unscaled; if it isn't a few codes, gymnasium.wrappers.RescaleObservation(env, 0, 1)",
+                stacklevel=2,
+            )
 
     def _name_sources(self, oracle) -> None:
         """What is asked, and what the environment says itself, to compare with where an oracle is given."""
