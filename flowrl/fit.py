@@ -262,9 +262,8 @@ def _warn_of_few_valid(fitted: Fitted) -> None:
     if without > MOST_WITHOUT:
         rates = [row["valid_rate"] for row in fitted.rows] or [0.0]
         quarter = -(-len(rates) // 4)
-        first, last = (sum(part) / quarter for part in (rates[:quarter], rates[-quarter:]))
-        lr, fell = fitted.config.actor_lr, f"the share of valid draws fell from {first:.0%} to {last:.0%}: an actor_lr "
-        fell += f"smaller than {lr:g}, or "
+        first, last, lr = rates[0], sum(rates[-quarter:]) / quarter, fitted.config.actor_lr
+        fell = f"the valid rate fell from {first:.0%} to {last:.0%}: an actor_lr smaller than {lr:g}, or "
         warnings.warn(
             f"no draw was valid in {float(without):.0%} of the training steps: actions were listed or the fallback was "
             f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus larger than "

@@ -214,8 +214,17 @@ def test_a_fallen_share_of_valid_draws_names_the_learning_rate_too(rates):
     trainer.rows, trainer.counts["enumerations"] = [{"valid_rate": rate} for rate in rates], 4
     with pytest.warns(UserWarning, match="a valid_bonus larger than 0.01 helps$") as warned:
         flowrl.fit.__globals__["_warn_of_few_valid"](trainer)
-    said = "the share of valid draws fell from 50% to 2%: an actor_lr smaller than"
+    said = "the valid rate fell from 50% to 2%: an actor_lr smaller than"
     assert (said in str(warned[0].message)) == (rates[:1] == [0.5])
+
+
+def test_a_learning_rate_that_is_too_large_is_told_so():
+    """Weights stay finite and the policy drifts out of what is valid, which a bonus doesn't mend."""
+    settings = FAST | {"coupling": "mixture", "actor_lr": 0.1, "max_draws": 16}
+    with pytest.warns(
+        UserWarning, match=r"valid rate fell from [1-9]\d% to \d%: an actor_lr smaller than 0.1, or a valid"
+    ):
+        flowrl.fit(Assignment, different, steps=800, **settings)
 
 
 def test_errors_name_the_environment_that_a_lambda_makes():
