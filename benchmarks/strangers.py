@@ -241,20 +241,22 @@ class Outcome(NamedTuple):
     log: Log  # of training
     returns: list[np.ndarray]  # of the evaluations, drawn and greedy
     invalid: int  # actions executed in the evaluations
+    valid_draws: float = math.nan  # their share in the last tenth of training, where a policy's draws are rejected
 
 
-def ours(method: str, game: Game, seed: int) -> Outcome:
-    """`flowrl.fit` as it is."""
+def ours(method: str, game: Game, seed: int, **settings) -> Outcome:
+    """`flowrl.fit` as it is, but for the settings."""
     logs = [Log()]
     np.random.seed(seed)  # of environments that draw from numpy's global state
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         trained = flowrl.fit(lambda: Watched(game.make(), logs[-1]), method=method, steps=game.steps, seed=seed,
-                             progress=False, when_none_valid=game.none_valid)  # fmt: skip
+                             progress=False, when_none_valid=game.none_valid, **settings)  # fmt: skip
     seconds = time.process_time() - logs[0].start
     logs.append(Log())
     returns = [trained.evaluate(n_episodes=EPISODES, greedy=greedy)[0].numpy() for greedy in (False, True)]
-    return Outcome(seconds, logs[0], returns, logs[1].invalid)
+    late = [row["valid_rate"] for row in trained.rows if row["env_steps"] > 0.9 * game.steps]
+    return Outcome(seconds, logs[0], returns, logs[1].invalid, float(np.mean(late)))
 
 
 def theirs(name: str, game: Game, seed: int) -> Outcome:
@@ -319,11 +321,17 @@ METHODS: dict[str, Callable[[Game, int], Outcome]] = {
     "MaskablePPO": lambda game, seed: theirs("MaskablePPO", game, seed),
     "flowrl iar-a2c": lambda game, seed: ours("iar-a2c", game, seed),
     "flowrl mask": lambda game, seed: ours("mask", game, seed),
+    "flowrl iar-a2c valid_bonus=0.3": lambda game, seed: ours("iar-a2c", game, seed, valid_bonus=0.3),
 }
 
 
 def may_run(method: str, game: Game) -> bool:
-    """PPO where every action is valid, MaskablePPO and MASK where not; A2C where an invalid action is no error."""
+    """PPO where every action is valid, MaskablePPO and MASK where not; A2C where an invalid action is no error.
+
+    A larger λ where actions are joint.
+    """
+    if "valid_bonus" in method:
+        return game.joint
     if method in ("PPO", "MaskablePPO", "flowrl mask"):
         return (method == "PPO") == (game.invalid == "none")
     return method != "A2C" or game.invalid != "error"
@@ -348,7 +356,11 @@ def compare(name: str, method: str, seed: int) -> dict:
     for kind, returns in zip(("drawn", "greedy"), outcome.returns, strict=True):
         row[kind] = f"{returns.mean():.6g}"
         row[f"{kind}_sem"] = f"{returns.std(ddof=1) / math.sqrt(len(returns)):.3g}"
-    row |= {"invalid_evaluated": outcome.invalid, "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome))}
+    row |= {
+        "valid_draws": f"{outcome.valid_draws:.3g}",
+        "invalid_evaluated": outcome.invalid,
+        "curve": " ".join(f"{mean:.5g}" for mean in slices(outcome)),
+    }
     made = provenance(torch.device("cpu"))
     return row | {"commit": f"{made['commit']}{' and changes' * bool(made['dirty'])}"}
 

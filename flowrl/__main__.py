@@ -5,6 +5,7 @@ Units everywhere; bad input is answered by one line and exit status 2.
 """
 
 import argparse
+import inspect
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from . import envs
 from .envs import authors, maps
+from .fit import STRANGERS, fit
 from .rejection import NoValidActionError
 from .study import config, evaluation, plan, queue, records, runs
 from .truth import search
@@ -291,8 +293,7 @@ def _write(city: envs.City, path: Path) -> None:
 
 def _list(args) -> None:
     if args.settings:
-        for name, kind, default, doc in config.describe_settings():
-            print(f"{name:20} {kind:48} {default!s:>10}  {doc}")
+        _list_settings()
         return
     print("environments:", *envs.names(), sep="\n  ")
     print("  (or the path of a city's .json file)")
@@ -304,6 +305,18 @@ def _list(args) -> None:
         print("experiments:")
         for name, experiment in plan.experiments(path).items():
             print(f"  {name:15} {experiment['title']}")
+
+
+def _list_settings() -> None:
+    """Every setting, its default, and where `fit` or a method has another one."""
+    fits = STRANGERS | {"steps": inspect.signature(fit).parameters["steps"].default}
+    print(f"{'setting':20} {'default':>13} {'in fit':>7}  {'values':48} meaning")
+    for name, kind, default, doc in config.describe_settings():
+        print(f"{name:20} {default!s:>13} {fits.get(name, '')!s:>7}  {kind:48} {doc}")
+    print("in fit: flowrl.fit's; all but steps in gymnasium environments only.")
+    print("Methods' own, over the default, under fit's:")
+    for method, own in config.METHODS.items():
+        print(f"  {method:17}", *(f"{name}={value}" for name, value in own.items()))
 
 
 def _claims(args) -> int:

@@ -320,9 +320,9 @@ class Trainer:
         if not norm.isfinite().all():
             fault = rollout and _not_finite(rollout)
             fault = fault or "the gradient is not finite; lower actor_lr, critic_lr or clip"
+            name = getattr(self.env, "name", self.config.env)
             raise FloatingPointError(
-                f"{self.config.env}, the rollout that ended at step {self.env_steps}: {fault}; the weights are those "
-                "of before"
+                f"{name}, the rollout that ended at step {self.env_steps}: {fault}; the weights are those of before"
             )
 
     def _descend(self, groups: list[str]) -> None:

@@ -10,13 +10,14 @@ No record is written: `python -m flowrl train` and `study.runs` do that, for the
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import gymnasium
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import VectorEnv
 
 from . import envs
 from .a2c import POLICIES, seeded
@@ -24,14 +25,14 @@ from .device import make_device
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
 from .envs.validity import PerAction
-from .fitted import FORMAT, Fitted, spaces_of
+from .fitted import FORMAT, Fitted, spaces_of, versions
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
 # carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
 STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
-Env = str | Path | Callable[[], gymnasium.Env] | SyncVectorEnv | Batched
+Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
 
 
 def fit(
@@ -54,7 +55,7 @@ def fit(
     """Train on an environment; the trainer, which can `act`, `evaluate`, `save` and `train` on, and has a `curve`.
 
     env: the name of an ERA environment, the path of a city's .json file, a gymnasium id, a callable that makes a new
-    gymnasium environment, a SyncVectorEnv, or a batched environment as `Trainer` takes it.
+    gymnasium environment, a vector environment of gymnasium's, or a batched environment as `Trainer` takes it.
     oracle: `per_action` of a function that judges one action; oracle(observation (B, …), actions (B, S, D)) → bool
     (B, S); the name of a mask, list or method of the environment, its observation or its info; None: the city's or
     batched environment's own, the usual ones of a gymnasium environment (`envs.validity`), else every action.
@@ -94,22 +95,17 @@ def fit(
         if settings.get("n_envs", env.n_envs) != env.n_envs or device != "auto":
             raise ValueError(f"a batched environment has n_envs ({env.n_envs}) and device ({env.device}) of its own")
         settings["n_envs"] = env.n_envs
-    elif isinstance(env, SyncVectorEnv):
+    elif isinstance(env, VectorEnv):
         settings.setdefault("n_envs", env.num_envs)
     if not (_is_batched(env) or _is_named(env)):
         settings = STRANGERS | settings
-    config = make_config(_name(env), method, settings | {"steps": total_steps or steps, "seed": seed})
-    if steps < 0 or (total_steps or steps) < steps:
+    steps, total_steps = _whole("steps", steps), _whole("total_steps", total_steps or steps)
+    config = make_config(_name(env), method, settings | {"steps": total_steps, "seed": seed})
+    if not 0 <= steps <= total_steps:
         raise ValueError(f"steps is {steps} and total_steps {total_steps}; allowed: 0 ≤ steps ≤ total_steps")
     options = {"known_valid": known_valid, "when_none_valid": when_none_valid}
     fitted = _new(config, env, oracle, device, options)
-    if eval_env is not None:
-        fitted.callbacks.append(_KeepBest(_maker(eval_env, oracle, fitted.device, options)))
-    if log is not None:
-        choose("log", log, ("tensorboard",))
-        fitted.callbacks.append(_TensorBoard(config))
-    if callback is not None:
-        fitted.callbacks.append(callback)
+    _listen(fitted, eval_env, callback, log, oracle, options)
     fitted.train(steps, progress)
     _warn_of_few_valid(fitted)
     return fitted
@@ -123,13 +119,17 @@ def load(
     *,
     known_valid: Any = None,
     when_none_valid: str = "raise",
+    eval_env: Env | None = None,
+    callback: Callable[[Fitted], Any] | None = None,
+    log: str | None = None,
     resume: bool = False,
 ) -> Fitted:
     """What `Fitted.save` wrote: it acts as before, and trains on from there, in new episodes.
 
-    env, oracle, known_valid, when_none_valid: as `fit` was given them; env by its id, or name, need not be said again.
+    env, oracle, known_valid, when_none_valid, eval_env, callback, log: as `fit` was given them; they are not in the
+    file, but for env by its id, or name, which need not be said again.
     resume: in the episodes that it was in, so that training goes on bit for bit; that unpickles the environments, which
-    runs code: only for files that you trust. Raises ValueError that says what differs.
+    runs code: only for files that you trust. Raises ValueError that says what differs, in one line.
 
     >>> import tempfile
     >>> trained = fit("CartPole-v1", steps=64, n_envs=4, progress=False)
@@ -148,23 +148,54 @@ def load(
         raise ValueError(f"{path}: not a file that flowrl saved ({type(error).__name__})") from None
     if not isinstance(data, dict) or data.get("flowrl") != FORMAT:
         raise ValueError(f"{path}: not a file that this version of flowrl saved")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := data["config"].keys() - known:
-        raise ValueError(f"{path}: settings that this version does not know: {', '.join(sorted(unknown))}")
-    config = TrainConfig(**data["config"])
+    with _readable(path, data):
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
+        if unknown := data["config"].keys() - known:
+            raise ValueError(f"settings that this version does not know: {', '.join(sorted(unknown))}")
+        config, spaces, state = TrainConfig(**data["config"]), dict(data["spaces"]), dict(data["state"])
     env = config.env if env is None else env
-    fitted = _new(config, env, oracle, device, {"known_valid": known_valid, "when_none_valid": when_none_valid})
-    for what, saved in data["spaces"].items():
-        if saved != (own := spaces_of(fitted.env)[what]):
-            raise ValueError(f"{path} was saved with the {what} {saved}; this environment has {own}")
-    state = data["state"]
-    if resume and state["env"] is None:
-        raise ValueError(f"{path}: this environment can't be pickled, so it is not in the file; only resume=False")
+    options = {"known_valid": known_valid, "when_none_valid": when_none_valid}
+    fitted = _new(config, env, oracle, device, options)
+    for what, own in spaces_of(fitted.env).items():
+        if spaces.get(what) != own:
+            raise ValueError(f"{path} was saved with the {what} {spaces.get(what)}; this environment has {own}")
+    if resume and state.get("env") is None:
+        raise ValueError(
+            f"{path}: the environments are not in the file (they can't be pickled, or an error had stopped training); "
+            "only resume=False"
+        )
     if not resume:
         state |= {"env": None, "observation": fitted.observation, "running": torch.zeros_like(fitted.running)}
         state["executed"] = None
-    fitted.load_state_dict(state)
+    with _readable(path, data):
+        fitted.load_state_dict(state)
+    _listen(fitted, eval_env, callback, log, oracle, options)
     return fitted
+
+
+@contextmanager
+def _readable(path: str | Path, data: dict) -> Iterator[None]:
+    """ValueError, in one line, for whatever goes wrong with what is in a file, and which versions it is of."""
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(f"{path} can't be read: {type(error).__name__}: {error}".split())
+        saved, own = data.get("versions"), versions()
+        differ = [f"{name} {saved[name]}, here {own[name]}" for name in own if saved and saved.get(name) != own[name]]
+        raise ValueError(f"{said[:300]}{'; saved with ' * bool(differ)}{'; '.join(differ)}") from None
+
+
+def _listen(fitted: Fitted, eval_env: Env | None, callback, log: str | None, oracle, options: dict) -> None:
+    """Have evaluations, a log and a callback called after every update. ValueError."""
+    if eval_env is not None:
+        fitted.callbacks.append(_KeepBest(_maker(eval_env, oracle, fitted.device, options)))
+    if log is not None:
+        choose("log", log, ("tensorboard",))
+        fitted.callbacks.append(_TensorBoard(fitted))
+    if callback is not None:
+        if not callable(callback):
+            raise ValueError(f"callback is {callback!r}; it must be a function of the trainer")
+        fitted.callbacks.append(callback)
 
 
 def _new(config: TrainConfig, env: Env, oracle: Oracle | PerAction | str | None, device: str, options: dict) -> Fitted:
@@ -207,9 +238,9 @@ def _is_batched(env: Any) -> TypeGuard[Batched]:
 
 
 def _is_named(env: Any) -> TypeGuard[str | Path]:
-    """Whether it is one of flowrl's own; what gymnasium has by the same name, CartPole-v1, is gymnasium's."""
+    """Whether it is one of flowrl's own cities and games."""
     city = str(env).removeprefix("flowrl/")
-    ours = set(envs.names()) - set(gymnasium.registry)
+    ours = set(envs.names()) - set(envs.CLASSIC)
     return isinstance(env, str | Path) and (city.endswith(".json") or city in ours or envs.is_line(city))
 
 
@@ -220,12 +251,22 @@ def _name(env) -> str:
     return getattr(env, "__name__", type(env).__name__).strip("<>")
 
 
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, str) or not hasattr(value, "__int__") or int(value) != value:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    return int(value)
+
+
 def _warn_of_few_valid(fitted: Fitted) -> None:
     without = (fitted.counts["enumerations"] + fitted.counts["fallbacks"]) / max(1, fitted.env_steps)
     if without > MOST_WITHOUT:
+        rates = [row["valid_rate"] for row in fitted.rows] or [0.0]
+        quarter = -(-len(rates) // 4)
+        first, last, lr = rates[0], sum(rates[-quarter:]) / quarter, fitted.config.actor_lr
+        fell = f"the valid rate fell from {first:.0%} to {last:.0%}: an actor_lr smaller than {lr:g}, or "
         warnings.warn(
-            f"no draw was valid in {float(without):.0%} of the training steps: all actions were enumerated or the "
-            "fallback was asked there, which is slow and teaches nothing; a valid_bonus larger than "
+            f"no draw was valid in {float(without):.0%} of the training steps: all were enumerated or the fallback was "
+            f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus larger than "
             f"{fitted.config.valid_bonus:g} helps",
             stacklevel=3,
         )
@@ -235,13 +276,13 @@ class _KeepBest:
     """A callback that evaluates every `eval_every` steps and keeps the best weights."""
 
     def __init__(self, make: Callable):
-        self.make, self.evaluated = make, 0
+        self.make = make
 
     def __call__(self, trainer: Fitted) -> None:
         every = trainer.config.eval_every
-        if trainer.env_steps // every == self.evaluated // every and trainer.env_steps < trainer.config.steps:
+        if trainer.env_steps // every == trainer.evaluated // every and trainer.env_steps < trainer.config.steps:
             return
-        self.evaluated, n = trainer.env_steps, trainer.config.eval_episodes
+        trainer.evaluated, n = trainer.env_steps, trainer.config.eval_episodes
         batch = self.make(n, seeded(trainer.config.seed, f"env/evaluation {trainer.env_steps}", trainer.device))
         mean = float(trainer.evaluate(batch, n)[0].mean())
         if trainer.best is None or mean > trainer.best["return"]:
@@ -253,13 +294,14 @@ class _KeepBest:
 class _TensorBoard:
     """A callback that writes the curve's rows for TensorBoard."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, fitted: Fitted):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ValueError("log='tensorboard' needs it: pip install 'flowrl-iar[tensorboard]'") from None
+        config = fitted.config
         self.writer = SummaryWriter(f"runs/{Path(config.env).stem}-{config.method}-seed{config.seed}")
-        self.written = 0
+        self.written = len(fitted.rows)
 
     def __call__(self, trainer: Fitted) -> None:
         for row in trainer.rows[self.written :]:

@@ -23,7 +23,7 @@ from .device import one_thread
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
 from .envs.spaces import frozen
-from .envs.validity import State
+from .envs.validity import NOT_TOLD, State
 from .policies import CategoricalPolicy, FlowPolicy, to_digits
 from .study.config import TrainConfig
 
@@ -31,7 +31,7 @@ CURVE_ROWS = 200  # most rows of a learning curve
 LEAST_ROWS = 10  # rows of it while no episode ends
 GREEDY_DRAWS = 64  # draws, at least, of which a greedy action is the most frequent, or most probable
 MOST_STEPS = 100_000  # of an episode in an evaluation
-FORMAT = 2  # of saved files
+FORMAT = 3  # of saved files
 
 
 class Fitted(Trainer):
@@ -57,6 +57,7 @@ class Fitted(Trainer):
         self.finished: list[float] = []  # returns of the episodes that ended since the last row
         self.rewarded = torch.zeros((), dtype=torch.float64, device=env.device)  # sum of rewards since then
         self.best: dict | None = None
+        self.evaluated = 0  # after how many steps last
         self.acting = seeded(config.seed, "act", env.device)
         self.greedy = self.interrupted = self.broken = False
 
@@ -173,8 +174,9 @@ class Fitted(Trainer):
 
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
-        draws where the policy knows probabilities, else the most frequent one. Raises NoValidActionError where none is
-        found; ValueError; FloatingPointError where the observation is not finite.
+        draws where the policy knows probabilities, else the most frequent one. Where nothing is valid, the noop that
+        `fit` was told of. Raises NoValidActionError where no valid action is found; ValueError; FloatingPointError
+        where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -188,20 +190,22 @@ class Fitted(Trainer):
     ) -> list[Any]:
         """`act` for several states at once: a list of actions."""
         n = len(observations)
+        for name, given in (("action_masks", action_masks), ("infos", infos), ("envs", envs)):
+            if given is not None and len(given) != n:
+                raise ValueError(f"there are {n} observations and {len(given)} {name}; give one each")
+        if not n:
+            return []
         if not isinstance(self.env, GymBatched):
             if action_masks is not None:
                 raise ValueError("this environment has an oracle of its own; it takes no action_mask")
-            batch, oracle, fallback = self._batch(observations), self.oracle, self.fallback
-        else:
-            batch = torch.cat([self.env.to_tensor(observation) for observation in observations])
-            told = zip(observations, infos or [{}] * n, envs or [None] * n, strict=True)
-            states = [State(frozen(observation), info, env) for observation, info, env in told]
-            oracle, fallback = self.env.oracle_of(states, action_masks), self.env.fallback_of(states)
-        with self._as(oracle, fallback, greedy):
-            action = self.decide(batch, self.acting)[0].action
-        if isinstance(self.env, GymBatched):
-            return [self.env.to_environment(one) for one in action]
-        return list(action.cpu().numpy())
+            with self._as(self.oracle, self.fallback, greedy):
+                return list(self.decide(self._batch(observations), self.acting)[0].action.cpu().numpy())
+        batch = torch.cat([self.env.to_tensor(observation) for observation in observations])
+        told = zip(observations, infos or [NOT_TOLD] * n, envs or [None] * n, strict=True)
+        states = [State(frozen(observation), info, env) for observation, info, env in told]
+        with self._as(self.env.oracle_of(states, action_masks), self.env.fallback_of(states), greedy):
+            actions = self.decide(batch, self.acting)[0].action.cpu().numpy()
+        return [self.env.to_environment(*own) for own in zip(actions, states, strict=True)]
 
     def _batch(self, observations: Sequence[Any]) -> Tensor:
         batch = torch.as_tensor(np.stack([np.asarray(one, dtype=np.float32) for one in observations]))
@@ -271,31 +275,34 @@ class Fitted(Trainer):
     def state_dict(self) -> dict:
         """All that the rest of the training depends on, and the curve so far."""
         own = {"rows": list(self.rows), "running": self.running.clone(), "finished": list(self.finished)}
-        own |= {"rewarded": self.rewarded.clone(), "best": self.best}
+        own |= {"rewarded": self.rewarded.clone(), "best": self.best, "evaluated": self.evaluated}
         return super().state_dict() | own | {"acting": self.acting.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.rows, self.running, self.finished = list(state["rows"]), state["running"].clone(), list(state["finished"])
         self.rewarded, self.best = state["rewarded"].clone(), state["best"]
+        self.evaluated = state["evaluated"]
         self.acting.set_state(state["acting"].cpu())
 
     def save(self, path: str | Path) -> None:
         """Write weights, settings, spaces, versions, curve, and what resuming takes; whole or not at all.
 
-        The environments are in it where they can be pickled; `load` reads them only where it is told to.
+        The environments are in it where they can be pickled and no error has stopped training half a step into one,
+        else it warns; `load` reads them only where it is told to.
         """
         state = self.state_dict()
         pickled = state["env"].get("environments") if isinstance(self.env, GymBatched) else 0
-        if pickled is None or isinstance(pickled, list):
+        if self.broken or pickled is None or isinstance(pickled, list):
             state["env"] = None
+            why = "training was stopped by an error" if self.broken else "they can't be pickled"
+            warnings.warn(f"{path} is without the environments, as {why}: only load(…, resume=False)", stacklevel=2)
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             torch.save({
                 "flowrl": FORMAT, "config": dataclasses.asdict(self.config), "spaces": spaces_of(self.env),
-                "versions": {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")},
-                "state": state,
+                "versions": versions(), "state": state,
             }, temporary)  # fmt: skip
             os.replace(temporary, path)
         finally:
@@ -321,6 +328,11 @@ def greediest(policy, decided: rejection.Decision, generator: torch.Generator) -
             score = policy.log_prob(policy.features(observation), decided.sample, generator)
     best = score.masked_fill(~valid, -torch.inf).argmax(-1)
     return action[torch.arange(len(action), device=action.device), best]
+
+
+def versions() -> dict[str, str]:
+    """Of what a file's contents depend on."""
+    return {"python": platform.python_version(), "torch": version("torch"), "numpy": version("numpy")}
 
 
 def _alone(value):

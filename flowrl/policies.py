@@ -19,6 +19,7 @@ from .estimators import Alpha, cis_weights, cubo, elbo, iwae, sandwich
 from .flows import Flow, soft_threshold, soft_threshold_inverse
 
 LOG_SCALE = (-5.0, 2.0)  # range of a learnt log σ
+MAX_OUTPUTS = 10_000_000  # of a network, dimensions × categories
 MAX_LOGITS = 200_000  # |A| up to which a policy may have a logit for every action
 ACTION_LIMIT = 2**63  # actions are numbered in int64
 LOG_2PI = math.log(2 * math.pi)
@@ -94,6 +95,11 @@ def check_size(sizes: tuple[int, ...], policy: str) -> None:
     ValueError: |A| is about 10^400: masked policies enumerate all, at most 200,000; methods with iar only draw
     """
     n = math.prod(sizes)
+    if (outputs := len(sizes) * max(sizes)) > MAX_OUTPUTS and policy != "wolpertinger":
+        raise ValueError(
+            f"the largest action dimension has {max(sizes):,} categories: a policy would have {outputs:,} outputs, at "
+            f"most {MAX_OUTPUTS:,}; several dimensions, such as digits, would do"
+        )
     many = f"|A| is {n:,}" if n < 10**12 else f"|A| is about 10^{math.log10(n):.0f}"
     if policy in ("masked", "categorical") and n > MAX_LOGITS:
         raise ValueError(f"{many}: {policy} policies enumerate all, at most {MAX_LOGITS:,}; methods with iar only draw")

@@ -17,7 +17,7 @@ from flowrl.rejection import all_actions
 from flowrl.study.config import make_config
 from flowrl.study.plan import runs
 from flowrl.study.records import EXPERIMENTS, ROOT
-from flowrl.study.strangers import _until
+from flowrl.study.strangers import _cells, _until, page, seeds
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():
@@ -121,6 +121,31 @@ def test_invalid_actions_are_watched_apart_from_all_libraries():
 def test_equal_seconds_are_read_off_the_curve():
     run = {"cpu_s": "10", "curve": "1 2 nan 4 5 6 7 8 9 10"}
     assert [_until(run, seconds) for seconds in (0.5, 2.5, 3.5, 10, 99)] == [1, 2, 4, 10, 10]
+
+
+def test_the_table_of_strangers_shows_a_seed_that_learnt_nothing():
+    """A mean and its error hide it: three seeds at 0.64 each could say the same."""
+    chance = {"drawn": seeds([0.2, 0.21, 0.2]), "greedy": seeds([0.2, 0.21, 0.2])}
+    two_of_three = {"drawn": seeds([0.96, 0.96, 0.0]), "equal": seeds([0.96, 0.96, 0.0])}
+    assert _cells(two_of_three, chance) == ["0.64 ± 0.32 [0.00, 0.96]†", "", "0.64 ± 0.32"]
+    assert _cells({"drawn": seeds([0.96, 0.6, 0.3])}, chance)[0] == "0.62 ± 0.19 [0.30, 0.96]"
+    assert "†" not in _cells(chance, chance)[0]
+    row = next(line for line in page().splitlines() if line.startswith("| MiniGrid-Empty-5x5 | flowrl recipe |"))
+    table = pd.read_csv(ROOT / "data/comparisons/strangers.csv")
+    of = table[table["env"] == "MiniGrid-Empty-5x5"].groupby("method")["drawn"]
+    assert ("†" in row.split(" | ")[2]) == (of.min()["flowrl iar-a2c"] <= of.mean()["random"])
+
+
+def test_the_page_of_strangers_says_by_what_a_peer_wins():
+    """For each of its environments, and with that method's own numbers."""
+    wins = page().partition("## A peer wins")[2].partition("## flowrl wins")[0]
+    compared, reasons = (
+        [line for line in part.splitlines() if line.startswith("- ")] for part in wins.split("By what:")
+    )
+    assert {line[2:].rpartition(", ")[0] for line in compared} == {line[2:].partition(":")[0] for line in reasons}
+    table = pd.read_csv(ROOT / "data/comparisons/strangers.csv")
+    share = table.groupby(["env", "method"])["valid_draws"].mean()["Flexible job shop", "flowrl iar-a2c"]
+    assert f"falls to {share:.0%}, " in wins and 0 < share < 0.1
 
 
 def test_the_recorded_table_of_strangers_is_whole():

@@ -1,11 +1,14 @@
 """flowrl.envs.copies: what makes copies of an environment and what doesn't, vector environments, checkpoints."""
 
+import contextlib
+
 import gymnasium
 import pytest
 import torch
 from gymnasium import spaces
-from problems import Counter
+from problems import FAST, Assignment, Counter, different
 
+import flowrl
 from flowrl.envs.gym import GymBatched
 
 ONE, SIZES = Counter(), iter((2, 3))
@@ -43,8 +46,35 @@ def test_vector_environments(mode):
         action = torch.ones(2, 3, dtype=torch.int64)
         for ours, theirs in zip(batch.step(action), plain.step(action), strict=True):
             assert torch.equal(ours, theirs)
-    with pytest.raises(ValueError, match="the vector environment has 2 environments; n_envs is 3"):
-        GymBatched(vector, 3)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_vector_environments_by_their_maker(mode):
+    """However they are stepped; their own environments stay as they are, so that an evaluation disturbs no training."""
+    with contextlib.closing(
+        gymnasium.make_vec("CartPole-v1", 2, vectorization_mode=mode, max_episode_steps=3)
+    ) as vector:
+        batches = [GymBatched(vector, n, generator=generator()) for n in (2, 3)]
+        plain = GymBatched(lambda: gymnasium.make("CartPole-v1", max_episode_steps=3), 2, generator=generator())
+        assert batches[0].name == "CartPole-v1"
+        for _ in range(4):
+            action = torch.ones(2, 1, dtype=torch.int64)
+            for ours, theirs in zip(batches[0].step(action), plain.step(action), strict=True):
+                assert torch.equal(ours, theirs)
+            batches[1].reset()
+        with pytest.raises(
+            ValueError, match="^NormalizeReward doesn't say what makes one of its environments; give that"
+        ):
+            GymBatched(gymnasium.wrappers.vector.NormalizeReward(vector), 2)
+
+
+def test_evaluating_a_vector_environment_leaves_training_where_it_was():
+    vector = gymnasium.vector.SyncVectorEnv([Assignment] * 4)
+    whole, evaluated = (flowrl.fit(vector, different, steps=40, **FAST) for _ in range(2))
+    evaluated.evaluate(n_episodes=4)
+    for trainer in (whole, evaluated):
+        trainer.train(80, progress=False)
+    assert torch.equal(whole.parameters["actor"], evaluated.parameters["actor"])
 
 
 def test_what_cannot_be_pickled_is_copied_and_what_cannot_be_copied_is_refused():

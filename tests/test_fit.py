@@ -70,6 +70,16 @@ def test_learns_an_assignment_problem(method, oracle, steps, least):
     assert curve.iloc[-4:].mean() > random + 0.85 * (best - random)
 
 
+def test_a_bandits_discount_is_0():
+    """What is learnt is the day's pay alone, by the policy to near its optimum and by the critic: a value of four days,
+    or of two, would be far off it."""
+    trainer = flowrl.fit(Assignment, different, steps=6000, **QUICK | {"gamma": 0, "normalise_reward": False})
+    random, best = pay(np.mean), pay(max)
+    assert (learnt(trainer) - random) / (best - random) > 0.9
+    value = trainer.critic(torch.cat([trainer.env.to_tensor(day) for day in range(3)])).mean().item()
+    assert abs(value - learnt(trainer) / 4) < 0.1 * best / 4
+
+
 # ----------------------------------------------------------------------- what env may be; errors; settings
 
 
@@ -120,6 +130,9 @@ def test_an_oracle_beside_the_citys_own():
         ),
         (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of: (actor|critic)_lr, "),
         (Assignment, {"steps": -1}, "steps is -1"),
+        (Assignment, {"steps": "100"}, "steps is '100'; it must be a whole number"),
+        (Assignment, {"total_steps": 8.5}, "total_steps is 8.5; it must be a whole number"),
+        (Assignment, {"callback": 3}, "callback is 3; it must be a function of the trainer"),
         (Assignment, {"seed": "x"}, "seed is 'x'"),
         (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),
         (GymBatched(Assignment, 2), {}, r"n_envs \(2\) and device \(cpu\) of its own"),
@@ -151,6 +164,8 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
             r"^\|A\| is 1,000,000: masked policies enumerate all, at most 200,000; methods with iar only draw$",
         ),
         ([10] * 400, "mask", r"^\|A\| is about 10\^400: masked policies enumerate"),
+        ([2**40], "iar-a2c", "^the largest action dimension has 1,099,511,627,776 categories: a policy would have"),
+        ([2**62, 2], "ar-iar", r"^the largest action dimension .* at most 10,000,000; several dimensions"),
     ],
 )
 def test_too_many_actions(sizes, method, said):
@@ -190,6 +205,36 @@ def test_the_same_seed_is_the_same_run_and_another_is_not():
     assert not first.curve.equals(other.curve)
     days = [[trainer.act(0).tolist() for _ in range(9)] for trainer in (first, again, other)]
     assert days[0] == days[1] != days[2]
+
+
+@pytest.mark.parametrize("rates", [[0.5, 0.4, 0.1, 0.02], [0.02, 0.03, 0.02, 0.02], []])
+def test_a_fallen_share_of_valid_draws_names_the_learning_rate_too(rates):
+    """A valid_bonus alone doesn't mend what too large steps have spoilt."""
+    trainer = flowrl.fit(Assignment, different, steps=8, **FAST)
+    trainer.rows, trainer.counts["enumerations"] = [{"valid_rate": rate} for rate in rates], 4
+    with pytest.warns(UserWarning, match="a valid_bonus larger than 0.01 helps$") as warned:
+        flowrl.fit.__globals__["_warn_of_few_valid"](trainer)
+    said = "the valid rate fell from 50% to 2%: an actor_lr smaller than"
+    assert (said in str(warned[0].message)) == (rates[:1] == [0.5])
+
+
+def test_a_learning_rate_that_is_too_large_is_told_so():
+    """Weights stay finite and the policy drifts out of what is valid, which a bonus doesn't mend."""
+    settings = FAST | {"coupling": "mixture", "actor_lr": 0.1, "max_draws": 16}
+    with pytest.warns(
+        UserWarning, match=r"valid rate fell from [1-9]\d% to \d%: an actor_lr smaller than 0.1, or a valid"
+    ):
+        flowrl.fit(Assignment, different, steps=800, **settings)
+
+
+def test_errors_name_the_environment_that_a_lambda_makes():
+    class Rich(Assignment):
+        def step(self, action):
+            return *super().step(action)[:1], 1e38, False, False, {}
+
+    settings = FAST | {"normalise_reward": False, "n_steps": 1}
+    with pytest.raises(FloatingPointError, match="^Rich, the rollout that ended at step 4: the gradient is not finite"):
+        flowrl.fit(lambda: Rich(), different, steps=8, **settings)
 
 
 def test_a_callback_sees_every_update_and_can_stop():
@@ -287,7 +332,14 @@ def test_files_that_do_not_fit_say_how(tmp_path):
     flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
     (tmp_path / "b.pt").write_text("text")
     torch.save({"weights": 1}, tmp_path / "c.pt")
-    flowrl.fit(lambda: gymnasium.make("CartPole-v1"), steps=8, **FAST).save(tmp_path / "d.pt")
+    saved = torch.load(tmp_path / "a.pt", weights_only=True)
+    for name, changes in {
+        "e": {"config": None}, "f": {"state": {key: saved["state"][key] for key in saved["state"] if key != "policy"}},
+        "g": {"config": saved["config"] | {"hidden": 17}, "versions": saved["versions"] | {"torch": "1.0"}},
+        "h": {"config": saved["config"] | {"speed": 1}}, "i": {"config": saved["config"] | {"hidden": "x"}},
+    }.items():  # fmt: skip
+        changed = {key: value for key, value in (saved | changes).items() if value is not None}
+        torch.save(changed, tmp_path / f"{name}.pt")
     for name, env, resume, said in (
         (
             "a.pt",
@@ -298,9 +350,15 @@ def test_files_that_do_not_fit_say_how(tmp_path):
         ("b.pt", Assignment, False, "not a file that flowrl saved"),
         ("c.pt", Assignment, False, "not a file that this version of flowrl saved"),
         ("x.pt", Assignment, False, "no such file"),
+        ("e.pt", Assignment, False, r"e.pt can't be read: KeyError: 'config'$"),
+        ("f.pt", Assignment, False, r"f.pt can't be read: KeyError: 'policy'$"),
+        ("g.pt", Assignment, True, r"g.pt can't be read: .*shape.*; saved with torch 1.0, here \d"),
+        ("h.pt", Assignment, False, r"h.pt can't be read: ValueError: settings .* does not know: speed$"),
+        ("i.pt", Assignment, False, r"i.pt can't be read: ConfigError: hidden is 'x'; "),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=said) as error:
             flowrl.load(tmp_path / name, env, different, resume=resume)
+        assert "\n" not in str(error.value)
 
 
 STUDY = (
@@ -337,6 +395,23 @@ else:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(Path(flowrl.__file__).parents[1])})  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("when", ["raise", "end", "noop"])
+@pytest.mark.parametrize("method", ["iar-a2c", "mask"])
+def test_act_does_where_nothing_is_valid_what_training_did(when, method):
+    noop = {"known_valid": [0, 1, 0, 1, 0, 0]} if when == "noop" else {}
+    trainer = flowrl.fit(Budget, method=method, steps=8, when_none_valid=when, **noop, **FAST)
+    infos = [{"action_mask": np.zeros(64, dtype=bool)}, {"action_mask": np.arange(64) == 5}]
+    days, errors = [{"day": 0}, {"day": 1}], {"raise": "^no valid action was found", "end": "the episode ends here"}
+    for greedy in (False, True):
+        if when == "noop":
+            actions = trainer.act_many(days, greedy, infos=infos)
+            assert [action.tolist() for action in actions] == [noop["known_valid"], Budget.ALL[5].tolist()]
+        else:
+            with pytest.raises(flowrl.rejection.NoValidActionError, match=errors[when]):
+                trainer.act_many(days, greedy, infos=infos)
+        assert trainer.act(days[1], greedy, info=infos[1]).tolist() == Budget.ALL[5].tolist()
 
 
 def test_few_valid_actions_and_one_that_is_known():

@@ -74,6 +74,10 @@ def test_act_by_info_by_mask_and_by_the_environment():
     assert trainer.act(observation, action_mask=[Budget.ALL[7]]).tolist() == Budget.ALL[7].tolist()
     with pytest.raises(ValueError, match=r"come from info\['action_mask'\], which is not there: act"):
         trainer.act(observation)
+    assert trainer.act_many([]) == []
+    for name, given in (("action_masks", [only]), ("infos", [info] * 3), ("envs", [])):
+        with pytest.raises(ValueError, match=f"^there are 2 observations and {len(given)} {name}; give one each$"):
+            trainer.act_many([{"day": 0}, {"day": 1}], **{name: given})
     many = trainer.act_many([{"day": 0}, {"day": 1}], action_masks=[only, only[::-1]])
     assert [action.tolist() for action in many] == [Budget.ALL[5].tolist(), Budget.ALL[58].tolist()]
 
@@ -300,7 +304,45 @@ class Rebuilt(Assignment, gymnasium.utils.EzPickle):
 
 
 def test_what_cannot_be_pickled_is_saved_without_its_episodes(tmp_path):
-    flowrl.fit(Rebuilt, different, steps=8, **FAST).save(tmp_path / "a.pt")
+    """And says so when it is saved, not only when it is too late."""
+    trainer = flowrl.fit(Rebuilt, different, steps=8, **FAST)
+    with pytest.warns(UserWarning, match=r"a.pt is without the environments, as they can't be pickled: only load\("):
+        trainer.save(tmp_path / "a.pt")
     assert flowrl.load(tmp_path / "a.pt", Rebuilt, different).act(1) is not None
-    with pytest.raises(ValueError, match="can't be pickled, so it is not in the file"):
+    with pytest.raises(ValueError, match="the environments are not in the file .*; only resume=False$"):
         flowrl.load(tmp_path / "a.pt", Rebuilt, different, resume=True)
+
+
+def test_what_an_error_stopped_is_saved_without_its_episodes(tmp_path):
+    """Its environments are half a step ahead of it."""
+    with pytest.raises(RuntimeError) as error:
+        flowrl.fit(Breaking, different, steps=400, **FAST)
+    with pytest.warns(UserWarning, match="without the environments, as training was stopped by an error"):
+        error.value.trainer.save(tmp_path / "a.pt")
+    loaded = flowrl.load(tmp_path / "a.pt", Breaking, different)
+    assert loaded.env_steps == 48 and loaded.train(32, progress=False).env_steps == 80
+    with pytest.raises(ValueError, match="an error had stopped training"):
+        flowrl.load(tmp_path / "a.pt", Breaking, different, resume=True)
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_resumed_training_evaluates_logs_and_calls_back_as_uninterrupted(tmp_path, evaluated):
+    """Given the same eval_env and callback, whose evaluations are as far apart as they would have been."""
+    seen = {"whole": [], "half": [], "resumed": []}
+
+    def listening(name):
+        listen = {"callback": lambda trainer: seen[name].append((trainer.env_steps, trainer.evaluated))}
+        return listen | ({"eval_env": Assignment} if evaluated else {})
+
+    options = FAST | {"eval_every": 48, "eval_episodes": 3}
+    whole = flowrl.fit(Assignment, different, steps=200, **listening("whole"), **options)
+    half = flowrl.fit(Assignment, different, steps=100, total_steps=200, **listening("half"), **options)
+    half.save(tmp_path / "a.pt")
+    resumed = flowrl.load(tmp_path / "a.pt", Assignment, different, resume=True, **listening("resumed"))
+    resumed.train(100, progress=False)
+    assert seen["half"] + seen["resumed"] == seen["whole"]
+    if evaluated:
+        assert len({at for _, at in seen["whole"]}) == 6  # 0, 48, 96, 144, 192, 200
+        assert resumed.best["return"] == whole.best["return"] and resumed.best["env_steps"] == whole.best["env_steps"]
+    else:
+        assert resumed.best is None

@@ -12,7 +12,7 @@ from problems import Counter
 from flowrl import per_action
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.gym import GymBatched
-from flowrl.rejection import NoValidActionError, all_actions
+from flowrl.rejection import NOTHING, NoValidActionError, all_actions
 from flowrl.study.config import A2C_METHODS as METHODS
 from flowrl.study.config import make_config
 
@@ -270,9 +270,32 @@ def test_the_fallback_is_executed_where_no_draw_is_valid():
     assert batch.violations == 0
     assert all((np.array(env.given) == 9).all() for env in made)
     for wrong in ([9] * 3, [10] * 4, "x"):
-        batch = GymBatched(make, 4, oracle=oracle, known_valid=wrong)
-        with pytest.raises(ValueError, match="is no action of MultiDiscrete"):
+        for when in ("raise", "end", "noop"):
+            with pytest.raises(ValueError, match="^known_valid: .* is no action of MultiDiscrete"):
+                GymBatched(make, 4, oracle=oracle, known_valid=wrong, when_none_valid=when)
+        batch = GymBatched(make, 4, oracle=oracle, known_valid=lambda observation, wrong=wrong: wrong)
+        with pytest.raises(ValueError, match="^known_valid: .* is no action of MultiDiscrete"):
             batch.fallback(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("action", [[9, 9, 9], 3, None])
+def test_a_noop_outside_the_space_is_never_executed(action):
+    """Also where a function of the observation names it; in the space's own form otherwise."""
+    made = []
+
+    def make():
+        made.append(Counter())
+        return made[-1]
+
+    nothing = per_action(lambda observation, action: False)
+    rows = torch.full((2, 3), NOTHING)
+    known = {"known_valid": lambda observation: action, "when_none_valid": "noop"}
+    with pytest.raises(ValueError, match="^Counter, environment 0, step 1: .*known_valid"):
+        GymBatched(make, 2, oracle=nothing, **known).step(rows)
+    assert not any(env.given for env in made)
+    GymBatched(make, 2, oracle=nothing, **known | {"known_valid": (1, 2, 0)}).step(rows)
+    given = made[-1].given[0]
+    assert isinstance(given, np.ndarray) and given.tolist() == [1, 2, 0]
 
 
 class Coin(gymnasium.Env):
@@ -395,6 +418,12 @@ def test_spaces_that_do_not_fit(env, said):
     assert "\n" not in str(error.value)
 
 
+def test_large_bytes_that_are_read_unscaled_are_told():
+    space = spaces.Box(0, 255, (28, 28), np.uint8)
+    with pytest.warns(UserWarning, match="^Observing: the observation is uint8, no picture, and read unscaled; "):
+        GymBatched(lambda: Observing(space, np.full((28, 28), 200, np.uint8)), 2)
+
+
 @pytest.mark.parametrize("argument", [{"oracle": 3}, {"when_none_valid": "x"}, {"n_envs": 0}])
 def test_arguments_that_do_not_fit(argument):
     with pytest.raises(ValueError, match=f"{next(iter(argument))} is"):
@@ -424,7 +453,21 @@ class Faulty(Counter):
         (lambda o, r, *rest: (o, np.nan, *rest), FloatingPointError, "the reward is nan, not finite"),
         (lambda o, r, *rest: (o, 1e39, *rest), FloatingPointError, r"the reward is 1e\+39, not finite as float32"),
         (lambda o, r, *rest: (o * np.inf, r, *rest), FloatingPointError, "the observation is not finite as float32"),
-        (lambda o, r, *rest: (o, np.ones(2), *rest), ValueError, r"the reward has the shape \(2,\); it must be one"),
+        (lambda o, r, *rest: (o, np.ones(2), *rest), ValueError, r"the reward is array\(\[1., 1.\]\); it must be one"),
+        (lambda o, r, *rest: (o, None, *rest), ValueError, "the reward is None; it must be one number"),
+        (lambda o, r, *rest: (o, {"a": 1}, *rest), ValueError, "the reward is {'a': 1}; it must be one number"),
+        (lambda o, r, *rest: (o, 1j, *rest), ValueError, "the reward is 1j; it must be one number"),
+        (lambda o, r, *rest: (o, "a", *rest), ValueError, "the reward is 'a'; it must be one number"),
+        (lambda o, r, *rest: (o, 10**400, *rest), ValueError, "the reward is 1000.*…; it must be one number"),
+        (lambda o, r, t, *rest: (o, r, np.ones(2), *rest), ValueError, r"terminated is array.*; it must be one number"),
+        (
+            lambda o, r, t, u, info: (o, r, t, None, info),
+            ValueError,
+            "truncated is None; it must be one number, or",
+        ),
+        (lambda o, r, t, u, info: (o, r, t, u, None), ValueError, "info is None; it must be a dict"),
+        (lambda o, r, *rest: (None, r, *rest), ValueError, r"the observation has the shape \(\); allowed: \(2"),
+        (lambda o, r, *rest: ({}, r, *rest), ValueError, "the observation"),
         (lambda o, r, *rest: (np.ones(3), r, *rest), ValueError, r"the observation has the shape \(3,\); allowed: \(2"),
         (lambda o, r, *rest: 1 / 0, RuntimeError, r"raised ZeroDivisionError on action array\(\[0, 0, 0\]\): div"),
     ],
@@ -439,14 +482,29 @@ def test_faults_name_environment_copy_and_step(fault, error, said):
     assert "\n" not in str(raised.value)
 
 
-def test_a_reward_of_one_element_is_a_number():
-    batch = GymBatched(lambda: Faulty(lambda o, r, *rest: (o, np.array([7.5]), *rest)), 2)
+@pytest.mark.parametrize(
+    "reward",
+    [np.array([7.5]), [7.5], np.float16(7.5), torch.tensor(7.5), torch.tensor([7.5], requires_grad=True)],
+    ids=str,
+)
+def test_a_reward_of_one_element_is_a_number(reward):
+    batch = GymBatched(lambda: Faulty(lambda o, r, *rest: (o, reward, *rest)), 2)
     assert [batch.step(torch.zeros(2, 3, dtype=torch.int64)).reward for _ in range(3)][2].tolist() == [7.5, 7.5]
 
 
 class Old(Counter):
     def reset(self):
         return np.zeros(2)
+
+
+class Uninformed(Counter):
+    def reset(self, **options):
+        return super().reset(**options)[0], None
+
+
+class Lost(Counter):
+    def reset(self, **options):
+        raise KeyError("lost\nagain")
 
 
 class Older(Counter):
@@ -459,11 +517,13 @@ class Older(Counter):
     [
         (Old, "^Old: reset takes no seed; gymnasium's is reset"),
         (Older, "^Older: reset returned ndarray; gymnasium's is"),
+        (Uninformed, "^Uninformed, environment 0, step 0: info is None; it must be a dict"),
+        (Lost, r"^Lost, environment 0, step 0: reset raised KeyError: 'lost\\nagain'$"),
         (lambda: Faulty(lambda o, r, *rest: (o, r, True, {})), "^Faulty: step returned 4 values; gymnasium's is"),
     ],
 )
 def test_older_interfaces(make, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, RuntimeError), match=said):
         batch = GymBatched(make, 2)
         for _ in range(3):
             batch.step(torch.zeros(2, 3, dtype=torch.int64))

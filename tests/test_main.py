@@ -1,5 +1,6 @@
 """The command line: what it prints, and one line with exit status 2 for every bad input, nothing written."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -9,13 +10,15 @@ import sys
 
 import pytest
 
+import flowrl
 from flowrl.__main__ import main
 from flowrl.envs.city import City
-from flowrl.study.config import DESCRIBED_METHODS
+from flowrl.study.config import DESCRIBED_METHODS, TrainConfig, make_config
 from flowrl.study.plan import experiments
 from flowrl.study.records import ROOT
 from flowrl.truth import exact, search
 
+FIELDS = {field.name for field in dataclasses.fields(TrainConfig)}
 QUICK = ["--quiet", "--set", "n_envs=8", "--set", "final_episodes=2", "--set", "eval_episodes=2"]
 
 
@@ -157,7 +160,22 @@ def test_list_names_environments_methods_experiments(capsys):
     status, said, _ = run(capsys, "list")
     assert status == 0
     assert all(word in said for word in ("ERA-v1-tight", "ERA-v5-free", "iar-a2c-paper", "ar-iar", "mask", "fig5"))
-    assert run(capsys, "list", "--settings")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-gumbel", "mask"])
+def test_the_defaults_listed_are_those_of_training_and_of_fit(capsys, method):
+    """As printed: the default, over it the method's own, over that the one in fit."""
+    status, said, _ = run(capsys, "list", "--settings")
+    lines = [line.split() for line in said.splitlines()]
+    own = dict(pair.split("=") for pair in next(line[1:] for line in lines if line[0] == method and "=" in line[1]))
+    printed = {line[:20].strip(): (line[20:34].strip(), line[34:42].strip()) for line in said.splitlines()}
+    trained = make_config("CartPole-v1", method)
+    fitted = flowrl.fit("CartPole-v1", method=method, progress=False, callback=lambda trainer: False).config
+    assert status == 0
+    for name in FIELDS - {"env", "method"}:
+        default, in_fit = printed[name]
+        assert str(getattr(trained, name)) == own.get(name, default), name
+        assert str(getattr(fitted, name)) == (in_fit or own.get(name, default)), name
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["optimum"], ["evaluate"], ["generate"], ["import-city"], ["list"]])

@@ -116,6 +116,30 @@ def test_places_come_with_nodes(tmp_path):
     assert city.transition[-1, 3] == pytest.approx(0.05 / 4, abs=1e-8)  # no demand: struck by ε alone
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("a.csv", "a,b\nb,c\n", ""),
+        ("a.csv", "from,to\na,b\nb,c\n", ""),
+        ("a.csv", "from,to,miles,road\na,b,5,x\nb,c,7,y\n", "; --cost may name one of: miles, road"),
+        ("a.json", NODE_LINK.replace("weight", "miles"), "; --cost may name one of: miles"),
+        ("a.graphml", GRAPHML.replace("length", "miles"), "; --cost may name one of: miles"),
+    ],
+)
+def test_costs_that_are_not_there_are_said(tmp_path, name, text, note):
+    """As a missing demand is."""
+    path = written(tmp_path, name, text)
+    city, notes = maps.read(path)
+    assert {edge[2] for edge in city.edges} == {0.1}
+    assert "no cost is given: every road costs the same" + note in notes
+    if note:
+        path = written(tmp_path, name, text.replace("miles", "length"))
+        city, notes = maps.read(path)
+        assert len({edge[2] for edge in city.edges}) > 1 and not any("no cost" in one for one in notes)
+    city, notes = maps.read(written(tmp_path, "a.csv", "a,b,0\nb,c,0\n"))
+    assert "all roads cost 0: moves are free" in notes and not city.travel_costs
+
+
 def test_a_cost_may_be_named_and_moving_free(tmp_path):
     path = written(tmp_path, "a_net.tntp", TNTP)
     assert {edge[2] for edge in maps.read(path, cost="length")[0].edges} == {0.1}
@@ -139,6 +163,8 @@ FAULTS = [
     ("a.csv", "from,to,cost\n1,2,-3\n", {}, 'line 2: cost is "-3"; allowed: a finite number ≥ 0'),
     ("a.csv", "from,to,cost\n1,2,1e999\n", {}, "line 2: cost is"),
     ("a.csv", "from,to,cost\n1,2,far\n", {}, "line 2: cost is"),
+    ("a.csv", "a,b,5\nb,c\n", {}, "line 2: no cost, though others have one"),
+    ("a.csv", "from,to,cost\n1,2\n2,3,4\n", {}, "line 2: no cost, though others have one"),
     ("a.csv", "from,to,cost\n1\n", {}, "line 2: 1 columns; there must be at least 2"),
     ("a.csv", "from,to,cost\n1,,2\n", {}, "a node without a name"),
     ("a.csv", "from,to,cost\n1,1,2\n", {}, "1 nodes; a city has at least 2"),

@@ -49,6 +49,14 @@ def test_actions_have_the_types_that_step_takes():
     assert (nested["b"], nested["a"][0].dtype, nested["a"][1].tolist()) == (-1, np.int8, [[1, 1], [0, 7]])
 
 
+@pytest.mark.parametrize("space", [spaces.Tuple(()), spaces.Dict()])
+def test_a_space_without_parts_is_said(space):
+    with pytest.raises(ValueError, match=r"^the action space is .*: there is nothing to choose$"):
+        Categories(space)
+    with pytest.raises(ValueError, match=r"^the observation has nothing but no parts, "):
+        Observations(space)
+
+
 @pytest.mark.parametrize("action", [3, -2, 0.5, [1, 1], "x", None, {"b": 0}])
 def test_what_is_no_action(action):
     with pytest.raises(ValueError, match=r"is no action of Discrete\(3, start=-1\)$"):
@@ -79,6 +87,8 @@ def test_masks_are_left_out_of_what_encoders_read():
     shown = {"action_mask": np.array([1, 0, 1, 1], dtype=np.int8), "board": np.arange(3, dtype=np.float32)}
     assert observations.shape == (3,) and observations.for_encoder(shown).tolist() == [0, 1, 2]
     assert observations.for_oracle(shown).tolist() == [1, 0, 1, 1, 0, 1, 2]
+    with pytest.raises(ValueError, match="^the observation has nothing but action_mask, which policies are not shown"):
+        Observations(spaces.Dict(action_mask=spaces.MultiBinary(4)), frozenset({"action_mask"}))
 
 
 @pytest.mark.parametrize("shape", [(40, 48, 3), (3, 40, 48)])
@@ -98,8 +108,56 @@ def test_pictures_stay_uint8_channels_first(shape):
 
 
 @pytest.mark.parametrize(
+    ("shape", "planes"),
+    [
+        ((40, 48), None),
+        ((4, 40, 48, 3), 3),
+        ((4, 3, 40, 48), 1),
+        ((2, 40, 40, 1), 3),
+        ((40, 48, 40), 2),
+        ((60, 40, 50), 2),
+    ],
+)
+def test_grey_pictures_and_stacks_of_them_are_pictures_too(shape, planes):
+    """As gymnasium's GrayscaleObservation and FrameStackObservation give them; planes: the axis of colours, or None."""
+    picture = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    observations = Observations(spaces.Box(0, 255, shape, np.uint8))
+    stack = picture[None] if len(shape) < 4 else picture
+    expected = [np.take(one, k, planes - len(shape) + 3) if planes is not None else one
+                for one in stack for k in range(1 if planes is None else shape[planes])]  # fmt: skip
+    assert np.array_equal(observations.for_encoder(picture), expected)
+    assert observations.shape == np.shape(expected) and observations.dtype == torch.uint8 and observations.parts is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "high", "shown", "names"),
+    [
+        ((7, 7, 3), 255, 10, []),  # MiniGrid's codes
+        ((28, 28), 255, 200, [""]),
+        ((128,), 255, 64, [""]),
+        ((48, 48), 1, 1, []),  # a board, no picture
+    ],
+)
+def test_bytes_that_are_no_picture_are_numbers_and_large_ones_are_told(shape, high, shown, names):
+    observations = Observations(spaces.Box(0, high, shape, np.uint8))
+    observation = np.full(shape, shown, dtype=np.uint8)
+    assert observations.shape == shape and observations.dtype == torch.float32
+    assert (observations.for_encoder(observation) == shown).all() and observations.unscaled(observation) == names
+    whole = Observations(spaces.Dict(ram=spaces.Box(0, high, shape, np.uint8), x=spaces.Box(0, 999, (1,))))
+    assert whole.unscaled({"ram": observation, "x": np.array([999.0])}) == ["ram" for _ in names]
+
+
+@pytest.mark.parametrize(
     ("space", "said"),
     [
+        (
+            spaces.Discrete(2**40),
+            r"^the observation is Discrete\(1099511627776\), whose one-hot vector has 1,099,511,627",
+        ),
+        (
+            spaces.Dict(to=spaces.Text(9)),
+            "^the observation's 'to' is a Text, which has no fixed size; make an array of it$",
+        ),
         (spaces.Text(9), "Text has no fixed size; make an array of it with gymnasium.wrappers.TransformObservation"),
         (
             spaces.Dict(mission=spaces.Text(9), image=spaces.Box(0, 255, (7, 7, 3), np.uint8), to=spaces.Discrete(4)),

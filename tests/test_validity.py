@@ -132,10 +132,30 @@ def test_an_own_oracle_goes_first_and_a_name_that_is_not_there_is_said():
     batch = GymBatched(ByInfo, 2, oracle=per_action(lambda observation, action: False))
     assert batch.validity.where == "the oracle given"
     with pytest.raises(
-        ValueError, match="^there is no 'allowed': ByInfo has no .*, and its info has 'action_mask', 'note'"
+        ValueError, match="^there is no 'allowed': ByInfo has no .*, and its info has 'action_mask', 'note'; nearest: '"
     ):
         GymBatched(ByInfo, 2, oracle="allowed")
     assert GymBatched(Hidden, 2).validity.where == "nowhere: every action is valid"
+
+
+@pytest.mark.parametrize(
+    ("kind", "misspelt", "meant"),
+    [
+        (ByMethod, "acton_masks", "action_masks"),
+        (ByJudge, "is_vaild", "is_valid"),
+        (ByInfo, "actions_mask", "action_mask"),
+        (ByList, "valid_action", "valid_actions"),
+        (ByObservation, "mask_of_actions", "action_mask"),
+        (ByOwnName, "may_I", "may_i"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(kind, misspelt, meant):
+    """Wherever it is kept, behind a wrapper too; never a name that every environment has."""
+    with pytest.raises(ValueError, match=rf"^there is no '{misspelt}': .*; nearest: '{meant}'") as error:
+        GymBatched(lambda: gymnasium.wrappers.TimeLimit(kind(), 9), 2, oracle=misspelt)
+    assert "\n" not in str(error.value)
+    for said in str(error.value).rpartition("nearest: ")[2].split(", "):
+        assert not hasattr(gymnasium.Wrapper, said.strip("'"))
 
 
 # ----------------------------------------------------------------------------------------- masks and lists
@@ -166,12 +186,67 @@ def test_masks_of_dicts_follow_their_keys():
     ("mask", "said"),
     [
         (np.ones(5), "^it has 5 entries; allowed: 12, one an action, or 7, one a category$"),
+        (np.ones((4, 3)), r"^it has the shape \(4, 3\); allowed: 12, one an action, or 7, one a category$"),
+        (([1, 0], [1, 1, 1, 1, 1]), "^it has rows of 2, 5 entries; allowed: 12"),
         (np.full(12, 2), "^it holds 2; a mask holds 0 and 1 only$"),
     ],
 )
 def test_masks_that_are_none(mask, said):
     with pytest.raises(ValueError, match=said):
         mask_judge(mask, Categories(spaces.MultiDiscrete(SIZES)), "it")
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(2), spaces.MultiDiscrete([1, 2, 3]),
+              spaces.Tuple([spaces.MultiBinary(2)])], ids=str
+)  # fmt: skip
+def test_a_mask_that_may_be_of_actions_or_of_categories_is_not_guessed(space):
+    """As many actions as categories: the shape says which they are, and without one it is an error that says so."""
+    categories = Categories(space)
+    sizes, D = categories.sizes, len(categories.sizes)
+    every = np.array(list(itertools.product(*map(range, sizes))))
+    joint = np.array([sum(action) % 2 == 0 for action in every])
+    rows = tuple([k == size - 1 for k in range(size)] for size in sizes)
+    flat = [*itertools.chain(*rows)]
+    for mask in (joint, joint.tolist(), flat, torch.as_tensor(joint), joint[None]):
+        with pytest.raises(ValueError, match=rf"^it has {len(every)} entries, which may be .* tuple of {D} rows$"):
+            mask_judge((mask,) if isinstance(space, spaces.Tuple) else mask, categories, "it")
+    for form in (np.reshape, lambda mask, sizes: torch.as_tensor(mask).reshape(sizes)):
+        assert mask_judge(form(joint, sizes), categories, "it")(every).tolist() == joint.tolist()
+    if not isinstance(space, spaces.Tuple):
+        last = (every == np.array(sizes) - 1).all(1).tolist()
+        assert mask_judge(rows, categories, "it")(every).tolist() == last
+        assert mask_judge([*rows], categories, "it")(every).tolist() == last
+
+
+class Same(Hidden):
+    """Only equal choices are valid, which a flat mask of as many entries as there are categories can't tell."""
+
+    action_space = spaces.MultiDiscrete([2, 2])
+
+    def action_masks(self):
+        return np.array([True, False, False, True])
+
+    def step(self, action):
+        assert action[0] == action[1]
+        return self.next(), 0.0, False, False, {}
+
+
+def test_an_environments_ambiguous_mask_executes_nothing():
+    batch = GymBatched(Same, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"^Same, environment 0, step 0: env.action_masks\(\) has 4 entries"):
+        batch.step(torch.tensor([[0, 1], [0, 1]]))
+    assert batch.steps == 0
+
+
+@pytest.mark.parametrize("listed", [[[1, 1], [1, 0]], [np.array([1, 1]), np.array([1, 0])]])
+def test_a_list_given_to_act_that_may_be_a_mask_is_not_guessed(listed):
+    batch = GymBatched(type("Pair", (Hidden,), {"action_space": spaces.MultiDiscrete([2, 2])}), 1)
+    state, every = [batch._states[0]], torch.tensor([[[0, 0], [0, 1], [1, 0], [1, 1]]])
+    with pytest.raises(ValueError, match="^action_mask is .*, which may be a mask or a list of actions: .*2 rows$"):
+        batch.oracle_of(state, [listed])
+    assert batch.oracle_of(state, [tuple(listed)])(None, every).tolist() == [[True, False, True, False]]
+    assert batch.oracle_of(state, [[[1, 1]]])(None, every).tolist() == [[False, False, False, True]]
 
 
 @pytest.mark.parametrize("copies", [1, 20])
@@ -313,3 +388,79 @@ def test_a_name_that_sounds_like_it_and_is_not_used_is_told():
         for plain in ("CartPole-v1", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1"):
             GymBatched(plain, 2)
     assert batch.validity.where == "env.get_action_mask()"
+
+
+@pytest.mark.parametrize("told", [{"action_mask": np.eye(12)[5]}, {"valid_actions": [ALL[5]]}])
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_what_info_tells_only_sometimes_is_an_error_that_says_when(told, where):
+    """After step only, every action would be taken as valid; after reset only, nothing would tell."""
+
+    class Sometimes(Hidden):
+        def reset(self, **options):
+            return super().reset(**options)[0], told if where == "reset" else {}
+
+        def step(self, action):
+            return self.next(), 0.0, False, False, {} if where == "reset" else told
+
+    name, batch = next(iter(told)), GymBatched(Sometimes, 2)
+    action = torch.tensor([ALL[5].tolist()] * 2)
+    if where == "step":
+        said = rf"^Sometimes, environment 0, step 1: step's info has '{name}', but reset's had not, so every action"
+        with pytest.raises(ValueError, match=said):
+            batch.step(action)
+        GymBatched(Sometimes, 2, oracle=per_action(lambda observation, action: True)).step(action)  # the user says so
+    else:
+        batch.step(action)
+        with pytest.raises(ValueError, match=rf"^Sometimes, environment 0, step 1: info has no '{name}', which told"):
+            batch.step(action)
+
+
+class Deaf(Hidden):
+    """Executes nothing that it calls invalid, which is everything, and says so by no other sign."""
+
+    def step(self, action):
+        return np.zeros(2, dtype=np.float32), 0.0, False, False, {}
+
+
+def test_an_environment_in_which_nothing_ever_changes_is_noticed():
+    """Once; not where rewards differ or episodes end, as a bandit's do."""
+    oracle = per_action(lambda observation, action: True)
+    zeros = torch.zeros(50, 2, dtype=torch.int64)
+    batch = GymBatched(Deaf, 50, oracle=oracle)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(19):
+            batch.step(zeros)
+    with pytest.warns(UserWarning, match="^Deaf: in 1,000 steps no .* that the oracle given calls valid") as warned:
+        for _ in range(30):
+            batch.step(zeros)
+    assert len(warned) == 1
+
+    class Bandit(Deaf):
+        def step(self, action):
+            return np.zeros(2, dtype=np.float32), float(self.np_random.integers(2)), False, False, {}
+
+    class Ending(Deaf):
+        def step(self, action):
+            return np.zeros(2, dtype=np.float32), 0.0, bool(self.np_random.integers(2)), False, {}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in (Bandit, Ending):
+            batch = GymBatched(kind, 50, oracle=oracle)
+            for _ in range(25):
+                batch.step(zeros)
+
+
+class Broken(Hidden):
+    def action_masks(self):
+        raise KeyError("lost")
+
+
+def test_errors_in_what_tells_validity_name_environment_and_step():
+    zeros = torch.zeros(2, 2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"^Broken, environment 0, step 0: env.action_masks\(\) raised KeyError"):
+        GymBatched(Broken, 2).step(zeros)
+    with pytest.raises(KeyError) as error:
+        GymBatched(Hidden, 2, oracle=per_action(lambda observation, action: {}[0])).step(zeros)
+    assert error.value.__notes__ == ["asked for what is valid in Hidden after 0 steps: the oracle given"]

@@ -3,26 +3,26 @@
 import contextlib
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import torch
 from gymnasium.utils import EzPickle
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
 from .spaces import Categories, frozen
 from .validity import State
 
+OF_VECTORS = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")  # what make_vec adds to a spec's arguments
 
-def copies(env: str | Callable[[], gymnasium.Env] | SyncVectorEnv, n_envs: int) -> tuple[list[gymnasium.Env], str]:
+
+def copies(env: str | Callable[[], gymnasium.Env] | VectorEnv, n_envs: int) -> tuple[list[gymnasium.Env], str]:
     """B environments, alike and each its own, and what to call them. Raises ValueError."""
-    if isinstance(env, VectorEnv):
-        made = _taken_from(env, n_envs)
-    else:
-        made = [_made(env)]
-        Categories(made[0].action_space)  # a space that doesn't fit is told before 64 copies are made
-        made += [_made(env) for _ in range(n_envs - 1)]
+    makers = _makers(env) if isinstance(env, VectorEnv) else [lambda: _made(env)]
+    made = [makers[0]()]
+    Categories(made[0].action_space)  # a space that doesn't fit is told before 64 copies are made
+    made += [makers[i % len(makers)]() for i in range(1, n_envs)]
     if len({id(one.unwrapped) for one in made}) < n_envs:
         raise ValueError("the callable returned the same environment twice; it must make a new one each time")
     first = made[0]
@@ -31,14 +31,18 @@ def copies(env: str | Callable[[], gymnasium.Env] | SyncVectorEnv, n_envs: int) 
     return made, first.spec.id if first.spec is not None else type(first.unwrapped).__name__
 
 
-def _taken_from(env: VectorEnv, n_envs: int) -> list[gymnasium.Env]:
-    if not isinstance(env, SyncVectorEnv):
+def _makers(env: VectorEnv) -> Sequence[Callable[[], gymnasium.Env]]:
+    """What makes the environments of a vector environment, whose own stay as they are: an evaluation needs others."""
+    if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
+        return env.env_fns
+    if env.spec is None or env.unwrapped is not env:  # a wrapper of vectors fits no single environment
         raise ValueError(
-            f"{type(env).__name__} keeps its environments to itself; give what makes one of them, or a SyncVectorEnv"
+            f"{type(env).__name__} doesn't say what makes one of its environments; give that: a gymnasium id, or a "
+            "callable"
         )
-    if env.num_envs != n_envs:
-        raise ValueError(f"the vector environment has {env.num_envs} environments; n_envs is {n_envs}")
-    return list(env.envs)
+    spec = env.spec
+    kwargs = {name: value for name, value in spec.kwargs.items() if name not in OF_VECTORS}
+    return [lambda: gymnasium.make(spec.id, **kwargs)]
 
 
 def _made(env: str | Callable[[], gymnasium.Env]) -> gymnasium.Env:

@@ -9,20 +9,22 @@ never executed.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from ..rejection import NOTHING
+from ..rejection import NOTHING, NoValidActionError
 from .batched import Oracle, Step, check_actions
 from .copies import copies, restored, snapshot
-from .spaces import Categories, Observations, frozen
+from .spaces import Categories, Observations, frozen, shown
 from .validity import (
+    LISTS,
     MASKS,
     Judge,
     PerAction,
@@ -36,6 +38,7 @@ from .validity import (
 )
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+IDLE_STEPS = 1000  # in which nothing changed, over all copies, before that is warned of
 WHEN_NONE_VALID = ("raise", "end", "noop")
 SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "illegal": True, "illegal_action": True,
                 "illegal_move": True, "valid": False, "is_valid": False, "valid_action": False,
@@ -45,8 +48,8 @@ SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "
 class GymBatched:
     """B copies of a gymnasium environment, with episodes of their own; actions of any categorical space.
 
-    env: an id ("module:Env-v0" too), a callable without arguments that makes a new environment each time, or a
-    SyncVectorEnv, whose environments are stepped here. `spaces.Categories` says what actions may be,
+    env: an id ("module:Env-v0" too), a callable without arguments that makes a new environment each time, or a vector
+    environment of gymnasium's, for more of what it is made of. `spaces.Categories` says what actions may be,
     `spaces.Observations` what encoders read.
     oracle: `per_action` of a function; a batched function, given the states' `spaces.Observations.for_oracle`, stacked
     (columns: `observation_layout`), and actions (B, S, D) in the space's own numbers → bool (B, S); the name of what
@@ -59,21 +62,22 @@ class GymBatched:
 
     `step` asks the oracle itself, counts what it refuses in `violations` and raises a ValueError instead of executing
     anything. Where the environment itself says otherwise than a given oracle (a mask of its own, info), that is counted
-    in `violations`, too, and warned of once.
+    in `violations`, too, and warned of once; so is, uncounted, an environment in which nothing ever changes.
 
     >>> env = GymBatched("CartPole-v1", n_envs=4)
     >>> step = env.step(torch.ones(4, 1, dtype=torch.int64))
     >>> step.observation.shape, step.reward.tolist()
     (torch.Size([4, 4]), [1.0, 1.0, 1.0, 1.0])
 
-    Raises ValueError for an environment that can't be made, whose spaces don't fit, or that says by an attribute
-    `constrained` that it refuses actions, where nothing tells which; RuntimeError from an error inside the environment;
+    Raises ValueError for an environment that can't be made, whose spaces don't fit, whose `reset` and `step` return
+    something else than gymnasium's, that says by an attribute `constrained` that it refuses actions, where nothing
+    tells which, or whose info does so after `step` only; RuntimeError from an error inside the environment;
     FloatingPointError for rewards and observations that are not finite.
     """
 
     def __init__(
         self,
-        env: str | Callable[[], gymnasium.Env] | SyncVectorEnv,
+        env: str | Callable[[], gymnasium.Env] | VectorEnv,
         n_envs: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
@@ -104,10 +108,18 @@ class GymBatched:
         self.generator = generator
         self.violations = self.none_valid = self.steps = 0
         self.valid = _Live(self, list(range(n_envs)))
-        needs_fallback = known_valid is not None or when_none_valid != "raise"
-        self.fallback = _Fallback(self, lambda: self._states, when_none_valid != "raise") if needs_fallback else None
+        self.fallback = self._fallback(lambda: self._states)
+        self._paid: set[float] | None = set()  # all rewards since the start; None: something has happened
         self.reset()
+        if not callable(known_valid):
+            self._known(self._states[0])  # a fault in it is told at once
         self._name_sources(oracle)
+        if unscaled := self.observations.unscaled(self._states[0].observation):
+            warnings.warn(
+                f"{self.name}: {', '.join(name and repr(name) for name in unscaled) or 'the observation'} is uint8, no "
+                "picture, and read unscaled; if it isn't a few codes, gymnasium.wrappers.RescaleObservation(env, 0, 1)",
+                stacklevel=2,
+            )
 
     def _name_sources(self, oracle) -> None:
         """What is asked, and what the environment says itself, to compare with where an oracle is given."""
@@ -158,6 +170,8 @@ class GymBatched:
         outcomes = [self._moved(i, action, before[i]) for i, action in enumerate(actions.cpu().numpy())]
         rewards, terminated, truncated, finals, self._states = map(list, zip(*outcomes, strict=True))
         observation = self._observed()
+        if self._paid is not None:
+            self._notice_idleness(rewards, any(terminated + truncated), np.array_equal(before, observation.cpu()))
         rows = [now if final is None else self._tensor(final) for now, final in zip(observation, finals, strict=True)]
         return Step(
             observation,
@@ -173,14 +187,18 @@ class GymBatched:
             self.none_valid += 1
             if self._when_none_valid == "end":
                 return 0.0, True, False, before, self._begun(i)
-            own = self._known(self._states[i])
-            if own is None:
-                raise ValueError(f"{self._where(i)}: nothing is valid, and known_valid, the noop, is None there")
+            with self._named(i):
+                own = self.to_environment(action, self._states[i])
             observation, reward, terminated, truncated, info = self._stepped(i, own)
         else:
             own = self.categories.to_space(action)
-            refused = self._own is not None and not self._own.judge(self._states[i])(action[None])[0]
+            refused = self._own is not None and not self._read(self._own, i)(action[None])[0]
             observation, reward, terminated, truncated, info = self._stepped(i, own)
+            if self.validity.source is None and (told := [name for name in (*MASKS, *LISTS) if name in info]):
+                raise ValueError(
+                    f"{self._where(i)}: step's info has {told[0]!r}, but reset's had not, so every action was taken as "
+                    "valid; put it into both"
+                )
             flags = {key: value for key, value in info.items() if isinstance(value, bool | np.bool_)}
             if refused or any(flags.get(key) == answer for key, answer in SAYS_INVALID.items()):
                 self._notice(i, own)
@@ -200,18 +218,19 @@ class GymBatched:
         return self._checked(i, result)
 
     def _begun(self, i: int, seed: int | None = None) -> State:
-        """Copy i at the start of an episode. ValueError."""
+        """Copy i at the start of an episode. ValueError; RuntimeError from an error inside `reset`."""
         try:
             result = self._envs[i].reset(seed=seed)
-        except TypeError as error:
-            if "seed" not in str(error):
-                raise
-            raise ValueError(
-                f"{self.name}: reset takes no seed; gymnasium's is reset(self, *, seed=None, options=None)"
-            ) from error
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        except Exception as error:
+            if isinstance(error, TypeError) and "seed" in str(error):
+                raise ValueError(
+                    f"{self.name}: reset takes no seed; gymnasium's is reset(self, *, seed=None, options=None)"
+                ) from error
+            said = f"{self._where(i)}: reset raised {type(error).__name__}: {error}"
+            raise RuntimeError(" ".join(said.split())) from error
+        if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(f"{self.name}: reset returned {type(result).__name__}; gymnasium's is (observation, info)")
-        return State(frozen(result[0]), result[1], self._envs[i])
+        return State(frozen(result[0]), self._checked_info(i, result[1]), self._envs[i])
 
     def _checked(self, i: int, result: Any) -> tuple[Any, float, bool, bool, Mapping]:
         """What `step` returned, if it is what gymnasium asks for. ValueError, FloatingPointError."""
@@ -220,19 +239,37 @@ class GymBatched:
             raise ValueError(
                 f"{self.name}: step returned {got}; gymnasium's is (observation, reward, terminated, truncated, info)"
             )
-        observation, reward, terminated, truncated, info = result
-        if np.size(reward) != 1:
-            raise ValueError(f"{self._where(i)}: the reward has the shape {np.shape(reward)}; it must be one number")
-        reward = float(np.asarray(reward).reshape(()))
+        observation, *numbers, info = result
+        names = ("the reward", "terminated", "truncated")
+        reward, terminated, truncated = (self._number(i, *named) for named in zip(names, numbers, strict=True))
         if not abs(reward) <= FLOAT32_MAX:
             raise FloatingPointError(f"{self._where(i)}: the reward is {reward}, not finite as float32")
-        return observation, reward, bool(terminated), bool(truncated), info
+        return observation, reward, bool(terminated), bool(truncated), self._checked_info(i, info)
+
+    def _number(self, i: int, name: str, value: Any) -> float:
+        try:
+            [number] = np.ravel(value.detach().cpu() if isinstance(value, Tensor) else value).tolist()
+            return float(number)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{self._where(i)}: {name} is {shown(value)}; it must be one number, or bool") from None
+
+    def _checked_info(self, i: int, info: Any) -> Mapping:
+        if not isinstance(info, Mapping):
+            raise ValueError(f"{self._where(i)}: info is {shown(info)}; it must be a dict")
+        return info
 
     def _encoded(self, i: int, observation: Any) -> np.ndarray:
-        try:
+        with self._named(i):
             return self.observations.for_encoder(observation)
-        except (ValueError, FloatingPointError) as error:
-            raise type(error)(f"{self._where(i)}: {error}") from None
+
+    @contextmanager
+    def _named(self, i: int) -> Iterator[None]:
+        """What is wrong with copy i says whose fault it is."""
+        try:
+            yield
+        except (ValueError, TypeError, FloatingPointError) as error:
+            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+            raise kind(f"{self._where(i)}: {error}") from None
 
     def _where(self, i: int) -> str:
         return f"{self.name}, environment {i}, step {self.steps}"
@@ -242,14 +279,29 @@ class GymBatched:
     def _ask(self, rows: list[int], actions: Tensor) -> Tensor:
         """The oracle's answers on actions (b, S, D) in the states of some copies: (b, S) bool."""
         judges = [self._judge(i) for i in rows] if self.validity.one_by_one else None
-        answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
+        try:
+            answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
+        except Exception as error:
+            error.add_note(f"asked for what is valid in {self.name} after {self.steps} steps: {self.validity.where}")
+            raise
         self._answers.append((rows, actions, answers))
         return answers
 
     def _judge(self, i: int) -> Judge:
         """What judges the actions of copy i, made once a state."""
-        judge = self._judges[i] = self._judges[i] or self.validity.judge(self._states[i])
+        judge = self._judges[i] = self._judges[i] or self._read(self.validity, i)
         return judge
+
+    def _read(self, validity: Validity, i: int) -> Judge:
+        """What judges the actions of copy i. ValueError; RuntimeError from an error inside the environment."""
+        try:
+            with self._named(i):
+                return validity.judge(self._states[i])
+        except Exception as error:
+            if isinstance(error, ValueError):
+                raise
+            said = f"{self._where(i)}: {validity.where} raised {type(error).__name__}: {error}"
+            raise RuntimeError(" ".join(said.split())) from error
 
     def _refuse_invalid(self, actions: Tensor) -> None:
         check_actions(self, actions)
@@ -289,9 +341,27 @@ class GymBatched:
                 stacklevel=3,
             )
 
-    def _known(self, state: State) -> Any:
-        """What the user knows to be valid in a state, in the space's own form; None where that is nothing."""
-        return self._known_valid(state.observation) if callable(self._known_valid) else self._known_valid
+    def _notice_idleness(self, rewards: list[float], ended: bool, alike: bool) -> None:
+        """An environment that executes nothing, perhaps as an oracle lets through what it ignores; warned of once."""
+        assert self._paid is not None
+        self._paid.update(rewards)
+        if ended or not alike or len(self._paid) > 1:
+            self._paid = None
+        elif self.steps * self.n_envs >= IDLE_STEPS:
+            self._paid = None
+            warnings.warn(
+                f"{self.name}: in {self.steps * self.n_envs:,} steps no observation changed, no reward differed and no "
+                f"episode ended: does it ignore the actions that {self.validity.where} calls valid? {self._columns}",
+                stacklevel=3,
+            )
+
+    def _known(self, state: State) -> np.ndarray | None:
+        """What the user knows to be valid in a state, (D,) from 0; None where that is nothing. ValueError."""
+        known = self._known_valid(state.observation) if callable(self._known_valid) else self._known_valid
+        try:
+            return None if known is None else self.categories.from_space(known)
+        except ValueError as error:
+            raise ValueError(f"known_valid: {error}") from None
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, device=self.device)
@@ -302,9 +372,19 @@ class GymBatched:
         """One observation as the environment gives it → (1, …). ValueError; FloatingPointError where not finite."""
         return self._tensor(self.observations.for_encoder(observation))[None]
 
-    def to_environment(self, action: Tensor) -> Any:
-        """An action (D,) from 0 → what the environment's `step` takes."""
-        return self.categories.to_space(action.cpu().numpy())
+    def to_environment(self, action: np.ndarray, state: State) -> Any:
+        """An action (D,) from 0 → what the environment's `step` takes; where nothing is valid, the noop.
+
+        NoValidActionError where the episode ends instead, or ValueError where no noop is known.
+        """
+        if action[0] != NOTHING:
+            return self.categories.to_space(action)
+        if self._when_none_valid == "end":
+            raise NoValidActionError("nothing is valid: the episode ends here (when_none_valid='end')")
+        known = self._known(state)
+        if known is None:
+            raise ValueError("nothing is valid, and known_valid, the noop, is None there")
+        return self.categories.to_space(known)
 
     def oracle_of(self, states: list[State], action_masks: Sequence[Any] | None = None) -> "_Given":
         """The oracle of states that no copy need be in; action_masks: masks, or lists of valid actions, instead."""
@@ -314,16 +394,29 @@ class GymBatched:
 
     def fallback_of(self, states: list[State]) -> "_Fallback | None":
         """`known_valid` of states that no copy need be in."""
-        return None if self._known_valid is None else _Fallback(self, lambda: states, False)
+        return self._fallback(lambda: states)
+
+    def _fallback(self, states: Callable[[], list[State]]) -> "_Fallback | None":
+        accepts_nothing = self._when_none_valid != "raise"
+        needed = self._known_valid is not None or accepts_nothing
+        return _Fallback(self, states, accepts_nothing) if needed else None
 
     def _judge_given(self, mask: Any) -> Judge:
-        try:
-            return mask_judge(mask, self.categories, "action_mask")
-        except (ValueError, TypeError) as error:
+        """The judge of a mask or a list of valid actions, which may look alike. ValueError."""
+        judges, said = [], []
+        for kind in (mask_judge, list_judge):
             try:
-                return list_judge(mask, self.categories, "action_mask")
-            except ValueError:
-                raise ValueError(str(error)) from None
+                judges.append(kind(mask, self.categories, "action_mask"))
+            except (ValueError, TypeError) as error:
+                said.append(str(error))
+        if not judges:
+            raise ValueError(said[0])
+        if len(judges) == 2 and isinstance(mask, list) and len(self.action_sizes) > 1:
+            raise ValueError(
+                f"action_mask is {mask!r}, which may be a mask or a list of actions: give an array of the shape "
+                f"{self.action_sizes}, True for valid actions, or a tuple of {len(self.action_sizes)} rows"
+            )
+        return judges[0]
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
@@ -395,8 +488,8 @@ class _Fallback:
         known = [self._env._known(state) for state in self._states()]
         if all(action is None for action in known):
             return None
-        nothing, from_space = np.full(len(self._env.action_sizes), NOTHING), self._env.categories.from_space
-        rows = [nothing if action is None else from_space(action) for action in known]
+        nothing = np.full(len(self._env.action_sizes), NOTHING)
+        rows = [nothing if action is None else action for action in known]
         return torch.as_tensor(np.stack(rows), device=observation.device)
 
     def of(self, rows: Tensor) -> "_Fallback":

@@ -36,6 +36,7 @@ class Map:
     last_counts: bool = False  # of a road listed again; else the cheapest
     nodes: dict[str, dict[str, Any]] = field(default_factory=dict)  # their attributes
     resources: int | None = None
+    notes: list[str] = field(default_factory=list)  # what was read otherwise than written
 
 
 def read(
@@ -55,7 +56,7 @@ def read(
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = FORMATS[format or _format(path, text)](text, cost)
-        notes = _set_demand(found, demand)
+        notes = found.notes + _set_demand(found, demand)
         return to_city(found, path.stem, notes=notes, **settings), notes
     except OSError as error:
         raise CityError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
@@ -86,6 +87,8 @@ def to_city(
     _check_connected(labels, edges)
     mean = sum(edges.values()) / len(edges)
     scale = road_cost / mean if mean else 0.0
+    if road_cost and not mean:
+        notes.append("all roads cost 0: moves are free")
     demand = [found.nodes[label].get("demand", 1.0) for label in labels]
     if not sum(demand):
         raise CityError("demand: 0 everywhere")
@@ -241,14 +244,22 @@ def _csv(text: str, cost: str | None) -> Map:
     if cost is not None and cost.lower() not in header:
         raise CityError(f"no column {cost!r}; there are: {', '.join(header) or 'none, the file has no header'}")
     price = _column(header, COST if cost is None else (cost.lower(),), -1 if header else 2)
-    found = Map()
     for line, row in rows:
         _wide_enough(row, max(a, b), line)
-        given = 0 <= price < len(row)
-        found.roads.append((
-            _label(row[a]), _label(row[b]), _number(row[price], f"line {line}: cost") if given else 1.0
-        ))  # fmt: skip
+    given = [0 <= price < len(row) for _, row in rows]
+    if any(given) and not all(given):
+        raise CityError(f"line {rows[given.index(False)][0]}: no cost, though others have one")
+    found = Map() if any(given) else Map(notes=[_no_cost(name for k, name in enumerate(header) if k not in (a, b))])
+    for line, row in rows:
+        cost_of_it = _number(row[price], f"line {line}: cost") if given[0] else 1.0
+        found.roads.append((_label(row[a]), _label(row[b]), cost_of_it))
     return found
+
+
+def _no_cost(others: Iterable[str]) -> str:
+    """The note where roads have no cost by a usual name; others: what they have."""
+    there = ", ".join(map(str, dict.fromkeys(others)))
+    return "no cost is given: every road costs the same" + (f"; --cost may name one of: {there}" if there else "")
 
 
 def _table(text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -324,6 +335,9 @@ def _graph(nodes: list, roads: list, directed: bool, cost: str | None) -> Map:
     key = next((name for name in names if any(name in attributes for *_, attributes in roads)), None)
     if key is None and cost is not None:
         raise CityError(f"no edge has the attribute {cost!r}")
+    if key is None and roads:
+        others = (name for *_, attributes in roads for name in attributes if name not in ("source", "target"))
+        found.notes.append(_no_cost(others))
     for a, b, attributes in roads:
         if unknown := [end for end in (a, b) if _label(end) not in found.nodes]:
             raise CityError(f"an edge leads to node {unknown[0]!r}, which is not listed")

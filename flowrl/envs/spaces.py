@@ -15,6 +15,8 @@ from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space, flatdim, flatten
 
 IMAGE_SIDE = 36  # pixels; uint8 arrays with smaller sides are numbers, not pictures: the convolutions need as many
+MOST_ONE_HOT = 10**7  # entries of a one-hot vector
+LARGE_CODE = 63  # of a uint8 array that is none; what shows more is hardly a code (MiniGrid's go to 10), so unscaled
 
 
 def leaves(space: Space, name: str = "") -> list[tuple[str, Space]]:
@@ -29,11 +31,11 @@ def taken_apart(space: Space, value: Any) -> list[Any]:
     """What a value of the space has for each of its leaves. ValueError where a part is missing."""
     if isinstance(space, spaces.Dict):
         if not isinstance(value, Mapping) or not value.keys() >= space.spaces.keys():
-            raise ValueError(f"{_shown(value)} has not the keys {', '.join(map(str, space.spaces))}")
+            raise ValueError(f"{shown(value)} has not the keys {', '.join(map(str, space.spaces))}")
         return [leaf for key, part in space.spaces.items() for leaf in taken_apart(part, value[key])]
     if isinstance(space, spaces.Tuple):
         if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
-            raise ValueError(f"{_shown(value)} has not {len(space.spaces)} parts")
+            raise ValueError(f"{shown(value)} has not {len(space.spaces)} parts")
         return [leaf for part, own in zip(space.spaces, value, strict=True) for leaf in taken_apart(part, own)]
     return [value]
 
@@ -61,7 +63,7 @@ def frozen(value: Any) -> Any:
     return value if isinstance(value, int | float | str | np.generic) else copy.deepcopy(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value in a few words, on one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}…"
@@ -85,6 +87,8 @@ class Categories:
     def __init__(self, space: Space):
         self.space = space
         self._leaves = [leaf for _, leaf in leaves(space)]
+        if not self._leaves:
+            raise ValueError(f"the action space is {shown(space)}: there is nothing to choose")
         sizes, starts = [], []
         for leaf in self._leaves:
             if isinstance(leaf, MultiBinary):
@@ -95,7 +99,7 @@ class Categories:
                 own, start = leaf.nvec.ravel().tolist(), leaf.start
             else:
                 raise ValueError(
-                    f"the action space is {_shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and "
+                    f"the action space is {shown(space)}; allowed: Discrete, MultiDiscrete, MultiBinary, Tuple and "
                     "Dict of these"
                 )
             sizes.append(own)
@@ -123,7 +127,7 @@ class Categories:
                 return row
         except (ValueError, TypeError):
             pass
-        raise ValueError(f"{_shown(action)} is no action of {_shown(self.space)}")
+        raise ValueError(f"{shown(action)} is no action of {shown(self.space)}")
 
 
 # -------------------------------------------------------------------------------------------- observations
@@ -132,10 +136,11 @@ class Categories:
 class Observations:
     """An observation space as the one tensor that encoders read, and as what batched oracles are given.
 
-    Pictures (uint8, three axes, sides of at least IMAGE_SIDE) stay uint8, channels first; everything else becomes
-    float32, unscaled: flat, as gymnasium flattens it (a Discrete one-hot), unless the space is a Box. Where there are
-    pictures and more, or several of them, an observation is the bytes of all of them (`encoders.PartsEncoder`).
-    leave_out: keys that encoders don't see. ValueError, with what to do, for parts of no fixed size.
+    Pictures (uint8 to 255, sides of at least IMAGE_SIDE, grey or with colours, or stacks of these) stay uint8, channels
+    first; everything else becomes float32, unscaled: flat, as gymnasium flattens it (a Discrete one-hot), unless the
+    space is a Box. Where there are pictures and more, or several of them, an observation is the bytes of all of them
+    (`encoders.PartsEncoder`). leave_out: keys that encoders don't see. ValueError, with what to do, for parts of no
+    fixed size, one-hot vectors that no memory holds, and where nothing is left to see.
 
     >>> observations = Observations(spaces.Dict(day=Discrete(3), load=Box(0, 1, (2,))))
     >>> observations.for_encoder({"day": 1, "load": np.ones(2)})
@@ -150,9 +155,20 @@ class Observations:
         for name, leaf in self._named:
             if not isinstance(leaf, Box | Discrete | MultiDiscrete | MultiBinary):
                 raise ValueError(_no_size(space, name, leaf))
+            if isinstance(leaf, Discrete | MultiDiscrete) and flatdim(leaf) > MOST_ONE_HOT:
+                raise ValueError(
+                    f"the observation{_of(name)} is {leaf}, whose one-hot vector has {flatdim(leaf):,} entries; make a "
+                    "Box of it with gymnasium.wrappers.TransformObservation"
+                )
         seen = [i for i, (name, _) in enumerate(self._named) if name.split(".")[0] not in leave_out]
         self._pictures = {i: leaf.shape for i in seen if _is_picture(leaf := self._named[i][1])}
         self._numbers = [i for i in seen if i not in self._pictures]
+        if not seen:
+            left_out = ", ".join(name for name, _ in self._named)
+            raise ValueError(
+                f"the observation has nothing but {left_out or 'no parts'}, which policies are not shown; give it a "
+                "part for them, a constant if need be"
+            )
         self.pictures = [_channels_first(shape) for shape in self._pictures.values()]  # (planes, height, width)
         self.n_numbers = sum(flatdim(self._named[i][1]) for i in self._numbers)
         self.dtype = torch.uint8 if self.pictures else torch.float32
@@ -182,14 +198,18 @@ class Observations:
         for i, number in zip(self._numbers, numbers, strict=True):
             if not np.isfinite(number).all():
                 raise FloatingPointError(f"the observation{_of(self._named[i][0])} is not finite as float32")
-        pictures = [
-            np.moveaxis(values[i].reshape(shape), _planes_axis(shape), 0) for i, shape in self._pictures.items()
-        ]
+        pictures = [_planes_first(values[i].reshape(shape)) for i, shape in self._pictures.items()]
         if not pictures:
             return np.concatenate(numbers).reshape(self.shape)
         if self.parts is None:
             return np.ascontiguousarray(pictures[0])
         return np.concatenate([*(picture.ravel() for picture in pictures), *(n.view(np.uint8) for n in numbers)])
+
+    def unscaled(self, observation: Any) -> list[str]:
+        """Parts in which encoders read bytes beyond any code as they are, as these are no pictures."""
+        flat = self._flat(observation)
+        return [name for i in self._numbers for name, leaf in (self._named[i],)
+                if leaf.dtype == np.uint8 and flat[i].max(initial=0) > LARGE_CODE]  # fmt: skip
 
     def for_oracle(self, observation: Any) -> np.ndarray:
         """One observation → the space's own array for a Box, else all parts in a row, in a dtype that holds them."""
@@ -208,7 +228,7 @@ class Observations:
             if isinstance(leaf, Discrete | MultiDiscrete):
                 n = leaf.n if isinstance(leaf, Discrete) else leaf.nvec
                 if ((array < leaf.start) | (array - leaf.start >= n)).any():
-                    raise ValueError(f"the observation{_of(name)} is {_shown(value)}; allowed: what {leaf} holds")
+                    raise ValueError(f"the observation{_of(name)} is {shown(value)}; allowed: what {leaf} holds")
             flat.append(np.asarray(flatten(leaf, array)))
         return flat
 
@@ -218,27 +238,38 @@ def _of(name: str) -> str:
 
 
 def _is_picture(space: Space) -> TypeGuard[Box]:
-    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+    if not isinstance(space, Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
         return False
-    return min(_channels_first(space.shape)[1:]) >= IMAGE_SIDE
+    return bool((space.high == 255).all()) and min(_channels_first(space.shape)[1:]) >= IMAGE_SIDE
 
 
 def _planes_axis(shape: tuple[int, ...]) -> int:
-    """Colours, or stacked frames, are fewer than pixels: the shorter of the first and the last axis."""
+    """Colours, or stacked frames, are fewer than pixels: the shorter of the first and the last of three axes."""
     return 0 if shape[0] < shape[2] else 2
 
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    axis = _planes_axis(shape)
-    return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    """(planes, height, width) of a picture; of four axes, the first is a stack's, whose planes follow each other."""
+    if len(shape) == 2:
+        return (1, *shape)
+    stack, one = math.prod(shape[:-3]), shape[-3:]
+    axis = _planes_axis(one)
+    return (stack * one[axis], *one[:axis], *one[axis + 1 :])
+
+
+def _planes_first(picture: np.ndarray) -> np.ndarray:
+    shape = _channels_first(picture.shape)
+    if picture.ndim > 2:
+        picture = np.moveaxis(picture, _planes_axis(picture.shape[-3:]) - 3, -3)
+    return picture.reshape(shape)
 
 
 def _no_size(space: Space, name: str, leaf: Space) -> str:
     kind = type(leaf).__name__
     if not name:
-        return (f"observations are {_shown(space)}: a {kind} has no fixed size; make an array of it with "
+        return (f"observations are {shown(space)}: a {kind} has no fixed size; make an array of it with "
                 "gymnasium.wrappers.TransformObservation")  # fmt: skip
     rest = [key for key, part in leaves(space) if isinstance(part, Box | Discrete | MultiDiscrete | MultiBinary)]
     kept = list(dict.fromkeys(key.split(".")[0] for key in rest))
-    return (f"the observation's {name!r} is a {kind}, which has no fixed size; leave it out, "
-            f"gymnasium.wrappers.FilterObservation(env, {kept}), or make an array of it")  # fmt: skip
+    leave = f"leave it out, gymnasium.wrappers.FilterObservation(env, {kept}), or " if kept else ""
+    return f"the observation's {name!r} is a {kind}, which has no fixed size; {leave}make an array of it"

@@ -13,6 +13,7 @@ made once a state, so a mask or a list is asked for in one call, however many ac
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -30,6 +31,7 @@ MASKS = ("action_masks", "action_mask", "valid_action_mask", "legal_action_mask"
 LISTS = ("valid_actions", "legal_actions", "playable_actions", "available_actions")
 JUDGES = ("is_valid", "is_valid_action", "is_legal", "is_legal_action")
 SOUNDS = {"mask", "masks", "valid", "legal", "feasible", "allowed"}  # words of a name that may tell what is valid
+NOT_TOLD: Mapping = {}  # the info of a state of which only the observation is known
 LISTED = 2**20  # |A| up to which a list of valid actions becomes a mask
 
 
@@ -93,8 +95,9 @@ def distinct_judge(judged: Callable[[np.ndarray], bool]) -> Judge:
 def mask_judge(mask: Any, categories: Categories, where: str) -> Judge:
     """The judge of a mask: of all |A| actions (flat, or with an axis a dimension), or of each dimension's categories.
 
-    The latter in a row (sb3-contrib), or as a tuple or dict of masks; in the one case where both have the same length,
-    two dimensions of two categories, a flat mask is taken as a row. ValueError for another length or other values.
+    The latter flat (sb3-contrib), as an array with a row a dimension, or as a tuple, list or dict of masks. Where both
+    have the same length, as for two dimensions of two categories, an array of A's shape is the former and a tuple or
+    list of rows the latter. ValueError for a flat one there, for another length or shape, or other values.
     """
     sizes, space = categories.sizes, categories.space
     apart = isinstance(mask, Mapping) or (isinstance(mask, tuple) and isinstance(space, spaces.Tuple))
@@ -102,14 +105,33 @@ def mask_judge(mask: Any, categories: Categories, where: str) -> Judge:
     values = np.concatenate(rows)
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"{where} holds {values[~np.isin(values, (0, 1))][0]}; a mask holds 0 and 1 only")
-    values, joint = values.astype(bool), isinstance(mask, np.ndarray) and mask.shape == sizes
-    if len(values) == sum(sizes) and not joint:
+    values, n, D, shape = values.astype(bool), len(values), len(sizes), _shape(mask)
+    by_row = D > 1 and not hasattr(mask, "shape") and tuple(map(len, rows)) == sizes
+    flat = D == 1 or apart or (len(rows) == 1 and sum(side > 1 for side in shape) < 2)
+    joint = n == math.prod(sizes) and not by_row and (flat or shape == sizes)
+    single = n == sum(sizes) and (by_row or flat or {shape[-1:]} == {(size,) for size in sizes})
+    if joint and single and D > 1 and shape != sizes:
+        raise ValueError(
+            f"{where} has {n} entries, which may be one an action or one a category: give the former as an array of "
+            f"the shape {sizes}, the latter as a tuple of {D} rows"
+        )
+    if joint:
+        return lambda actions: values[_number(actions, sizes)]
+    if single:
         starts = np.cumsum((0, *sizes[:-1]))
         return lambda actions: np.all(values[actions + starts], axis=-1)
-    if len(values) == math.prod(sizes):
-        return lambda actions: values[_number(actions, sizes)]
-    allowed = f"{sum(sizes)}" + ", one a category" * (len(sizes) > 1)
-    raise ValueError(f"{where} has {len(values)} entries; allowed: {math.prod(sizes)}, one an action, or {allowed}")
+    has, allowed = f"{n} entries", f"{sum(sizes)}" + ", one a category" * (D > 1)
+    if n in (math.prod(sizes), sum(sizes)):
+        has = f"the shape {shape}" if shape else f"rows of {', '.join(str(len(row)) for row in rows)} entries"
+    raise ValueError(f"{where} has {has}; allowed: {math.prod(sizes)}, one an action, or {allowed}")
+
+
+def _shape(mask: Any) -> tuple[int, ...]:
+    """An array's, or that of the lists in a list; () where these are of different lengths."""
+    try:
+        return tuple(np.shape(mask))
+    except ValueError:
+        return ()
 
 
 def _in_a_row(mask: Any) -> list[np.ndarray]:
@@ -164,7 +186,7 @@ def source_named(name: str, env: gymnasium.Env, state: State, categories: Catego
     if found is None:
         raise ValueError(
             f"there is no {name!r}: {type(env.unwrapped).__name__} has no such method or attribute, its observation no "
-            f"such key, and its info has {', '.join(map(repr, state.info)) or 'no keys'}"
+            f"such key, and its info has {', '.join(map(repr, state.info)) or 'no keys'}{_nearest(name, env, state)}"
         )
     where, read, judges = found
     if judges:
@@ -184,10 +206,23 @@ def recognised(env: gymnasium.Env, state: State, categories: Categories) -> Sour
 
 def passed_over(env: gymnasium.Env, state: State) -> list[str]:
     """Names that sound as if they told what is valid, where `recognised` found none: for a warning."""
-    own = [name for name in dir(env.unwrapped) if not name.startswith("_")]
+    return [name for name in _names(env, state) if SOUNDS.intersection(name.lower().split("_"))]
+
+
+def _names(env: gymnasium.Env, state: State) -> list[str]:
+    """All that could be named: what the environment, or a wrapper, has of its own; keys of its observation and info."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    own = [name for one in layers for name in dir(one) if name[0] != "_" and not hasattr(gymnasium.Wrapper, name)]
     keys = list(state.observation) if isinstance(state.observation, Mapping) else []
-    names = [name for name in dict.fromkeys((*own, *keys, *state.info)) if isinstance(name, str)]
-    return [name for name in names if SOUNDS.intersection(name.lower().split("_"))]
+    return [name for name in dict.fromkeys((*own, *keys, *state.info)) if isinstance(name, str)]
+
+
+def _nearest(name: str, env: gymnasium.Env, state: State) -> str:
+    """What a misspelt name may have meant, for an error."""
+    near = get_close_matches(name, _names(env, state), n=2, cutoff=0)
+    return f"; nearest: {', '.join(map(repr, near))}" if near else ""
 
 
 def _method_judge(method: Callable[[Any], bool], categories: Categories) -> Judge:
@@ -232,10 +267,12 @@ def _of_env(state: State, name: str) -> Any:
 
 
 def _of_info(state: State, name: str) -> Any:
-    if name not in state.info:
+    if state.info is NOT_TOLD:
         raise ValueError(
             f"valid actions come from info[{name!r}], which is not there: act(observation, info=…, or action_mask=…)"
         )
+    if name not in state.info:
+        raise ValueError(f"info has no {name!r}, which told at first what is valid; it must be in every state's info")
     return state.info[name]
 
 

@@ -71,7 +71,7 @@ class TrainConfig:
     # A2C
     n_envs: int = 64  # environments in parallel
     n_steps: int = 1  # steps of each environment in a rollout
-    gamma: float = 0.95  # discount γ
+    gamma: float = 0.95  # discount γ; 0: a bandit, whose reward is all that counts
     optimiser: Literal["rmsprop", "rmsprop_tf"] = "rmsprop"  # torch's RMSprop, or TensorFlow's (`optimisers`)
     actor_lr: float = 1e-3  # learning rate of policy and posterior
     flow_lr_ratio: float = 1.0  # learning rate of the latent flow's couplings, as a multiple of actor_lr
@@ -107,7 +107,9 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("gamma", "anneal", "neighbours_share", "target_rate"):
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma is {self.gamma}; it must be in [0, 1]")
+        for name in ("anneal", "neighbours_share", "target_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in (0, 1]")
         if self.clip <= 0:

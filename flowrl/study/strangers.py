@@ -4,7 +4,9 @@
 import csv
 import json
 import math
+from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from scipy.stats import ttest_ind_from_stats
 
@@ -12,8 +14,10 @@ from .records import ROOT
 
 TABLE = ROOT / "data" / "comparisons" / "strangers.csv"
 DEFAULT = "flowrl iar-a2c"
-OURS = {DEFAULT: "flowrl recipe", "flowrl mask": "MASK"}
+BONUS = f"{DEFAULT} valid_bonus=0.3"
+OURS = {DEFAULT: "flowrl recipe", "flowrl mask": "MASK", BONUS: "flowrl recipe, λ = 0.3"}
 KINDS = {"drawn": "actions drawn", "greedy": "greedy actions", "equal": "equal seconds"}
+WHEN = ("trained", "evaluated")  # invalid actions are counted
 SEEDS = 3  # of every method
 LEVEL = 0.05  # of Welch's test, two-sided, below which a difference is called one
 
@@ -27,17 +31,44 @@ defaults (theirs in 8 copies, PPO with rollouts of 256 steps), equal steps, the 
 benchmark adds what an environment lacks: a limit of 200 steps in CliffWalking, opponents that play at random in the
 card and board games, the instance of the job shop. MaskablePPO has masks of all actions where actions are joint; PPO is
 for environments where every action is valid, A2C also for those where an invalid action is no error, MaskablePPO and
-our MASK for those with masks.
+our MASK for those with masks. {environments}.
 
-- Returns: means over {seeds} seeds ± their standard error, {episodes} episodes each.
+- Returns: means over {seeds} seeds ± their standard error [the least and the greatest seed], {episodes} episodes each.
+  †: the least seed earns no more than random valid actions do on average.
 - *equal seconds*: of training episodes, actions drawn, in the tenth of a run in which the fastest learner of that
   environment was done, or the last before it in which an episode ended. Seconds are of this process alone, on one core
   of a busy machine ({cpu}).
-- *invalid*: actions executed that the environment's own mask refuses, apart from all libraries. In Knapsack-v0
-  MaskablePPO's are those of states where nothing fits, for which `fit` was told `when_none_valid="end"`. An invalid
-  action ends an episode of Knapsack-v0, and of VMPacking-v0 for −1,000, where going on to the end costs more.
+- *valid draws*: their share of what the policy draws before any is rejected, in the last tenth of training.
+- *invalid*: actions executed, in training + in the evaluations, that the environment's own mask refuses, apart from
+  all libraries. In Knapsack-v0 MaskablePPO's are those of states where nothing fits, for which `fit` was told
+  `when_none_valid="end"`. An invalid action ends an episode of Knapsack-v0, and of VMPacking-v0 for −1,000, where going
+  on to the end costs more.
 
 """
+
+# By what a peer wins, where one does; the values are means over the seeds, a method's words by its name
+WHY = {
+    "Identity 80": "MaskablePPO's greedy action is its largest logit; the recipe's is the most frequent of 64 draws, "
+    "which can't tell valid actions apart that are still about equally likely. Drawn, they earn "
+    "{drawn[MaskablePPO]} and {drawn[flowrl iar-a2c]}.",
+    "VMPacking-v0": "A2C executes invalid actions, {invalid_trained[A2C]} in a run. One ends the episode for −1,000, "
+    "which pays, as going on costs more; whoever keeps to valid actions is far below that so early.",
+    "Flexible job shop": "MaskablePPO and MASK are told all valid actions before they choose; the recipe has to learn "
+    "them from its draws. At the default λ = 0.01 the share of valid draws falls to {valid_draws[flowrl iar-a2c]}, and "
+    "where fewer than two are valid a state teaches nothing of returns; with `valid_bonus=0.3` it is "
+    "{valid_draws[flowrl iar-a2c valid_bonus=0.3]}, and actions drawn earn {drawn[flowrl iar-a2c valid_bonus=0.3]}, "
+    "beside {drawn[random]} of random valid actions. MASK, in the same loop with the same rewards, earns "
+    '{drawn[flowrl mask]}: where actions are as few as these, 24, `method="mask"` is the choice.',
+}
+
+
+class Seeds(NamedTuple):
+    """What the seeds of one method come to."""
+
+    mean: float
+    error: float  # standard error of the mean
+    least: float
+    greatest: float
 
 
 def page() -> str:
@@ -51,24 +82,42 @@ def page() -> str:
     text = HEAD.format(
         sb3=facts["peers"]["stable-baselines3"], contrib=facts["peers"]["sb3-contrib"], episodes=facts["episodes"],
         seeds=max(len(runs) for methods in groups.values() for runs in methods.values()), cpu=facts["machine"]["cpu"],
+        environments=_environments(groups),
     )  # fmt: skip
     without = [env for env, methods in groups.items() if not {"PPO", "MaskablePPO"} & methods.keys()]
     if without:
         text += f"Neither PPO nor MaskablePPO was run in {', '.join(without)}.\n\n"
-    return text + _table(groups, returns) + _differences(returns)
+    return text + _table(groups, returns) + _differences(groups, returns)
 
 
-def _returns(methods: dict[str, list[dict]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each method and kind of return the mean and its standard error over the seeds; those that are there."""
+def _environments(groups) -> str:
+    """Which environments are whose, and how many steps are trained in each."""
+    packages: dict[str, list[str]] = {}
+    for env, methods in groups.items():
+        run = methods[DEFAULT][0]
+        packages.setdefault(f"{run['package']} {run['version']}", []).append(f"{env} {int(run['env_steps']):,}")
+    return "Steps, by package: " + "; ".join(f"{package}: {', '.join(envs)}" for package, envs in packages.items())
+
+
+def _returns(methods: dict[str, list[dict]]) -> dict[str, dict[str, Seeds]]:
+    """Of each method and kind of return what the seeds come to; those that are there."""
     fastest = min(fmean(_numbers(runs, "cpu_s")) for method, runs in methods.items() if method != "random")
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    found: dict[str, dict[str, Seeds]] = {}
     for method, runs in methods.items():
         kinds = {kind: _numbers(runs, kind) for kind in ("drawn", "greedy")}
         if method != "random":
             kinds["equal"] = [_until(run, fastest) for run in runs]
-        complete = {kind: values for kind, values in kinds.items() if not any(map(math.isnan, values))}
-        found[method] = {kind: (fmean(values), stdev(values) / len(values) ** 0.5) for kind, values in complete.items()}
+        found[method] = {kind: seeds(values) for kind, values in kinds.items() if not any(map(math.isnan, values))}
     return found
+
+
+def seeds(values: Sequence[float]) -> Seeds:
+    """One value a seed → what they come to.
+
+    >>> seeds([0.0, 0.96, 0.96])
+    Seeds(mean=0.64, error=0.32, least=0.0, greatest=0.96)
+    """
+    return Seeds(fmean(values), stdev(values) / len(values) ** 0.5, min(values), max(values))
 
 
 def _numbers(runs: list[dict], column: str) -> list[float]:
@@ -84,38 +133,57 @@ def _until(run: dict, seconds: float) -> float:
 
 def _table(groups, returns) -> str:
     lines = [
-        "| environment | package | steps | method | drawn | greedy | equal seconds | CPU s | invalid, training | "
-        "evaluation |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "| environment | method | drawn | greedy | equal seconds | valid draws | CPU s | invalid |\n"
+        "|---|---|---|---|---|---|---|---|\n"
     ]
     for env, methods in groups.items():
         for method, runs in methods.items():
-            shown = [_shown(returns[env][method].get(kind)) for kind in KINDS]
-            seconds = "" if method == "random" else f"{fmean(_numbers(runs, 'cpu_s')):.1f}"
-            invalid = [f"{fmean(_numbers(runs, f'invalid_{when}')):,.0f}" for when in ("trained", "evaluated")]
-            cells = [env, f"{runs[0]['package']} {runs[0]['version']}", f"{int(runs[0]['env_steps']):,}", _name(method)]
-            lines.append(f"| {' | '.join([*cells, *shown, seconds, *invalid])} |\n")
+            cells = [env, _name(method), *_cells(returns[env][method], returns[env]["random"])]
+            share = fmean(_numbers(runs, "valid_draws"))
+            cells.append("" if math.isnan(share) else f"{share:.0%}")
+            cells.append("" if method == "random" else f"{fmean(_numbers(runs, 'cpu_s')):.1f}")
+            cells.append(" + ".join(f"{fmean(_numbers(runs, f'invalid_{when}')):,.0f}" for when in WHEN))
+            lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
+
+
+def _cells(found: dict[str, Seeds], chance: dict[str, Seeds]) -> list[str]:
+    """Returns as they stand in the table."""
+    cells = []
+    for kind in KINDS:
+        value = found.get(kind)
+        if value is None:
+            cells.append("")
+            continue
+        seeds = "" if kind == "equal" else f" [{_number(value.least, value)}, {_number(value.greatest, value)}]"
+        dead = found is not chance and kind in chance and value.least <= chance[kind].mean
+        cells.append(_shown(value) + seeds + "†" * dead)
+    return cells
 
 
 def _name(method: str) -> str:
     return OURS.get(method, "random valid actions" if method == "random" else method)
 
 
-def _shown(value: tuple[float, float] | None) -> str:
+def _shown(value: tuple) -> str:
     """A mean and its error, to two digits of the error."""
-    if value is None:
-        return ""
+    return f"{_number(value[0], value)} ± {_number(value[1], value)}"
+
+
+def _number(number: float, value: tuple) -> str:
+    """A number to two digits of the value's error."""
     digits = 2 if not value[1] else min(4, max(0, 1 - math.floor(math.log10(value[1]))))
-    return f"{value[0]:,.{digits}f} ± {value[1]:,.{digits}f}".replace("-", "−")
+    return f"{number:,.{digits}f}".replace("-", "−")
 
 
-def _differences(returns) -> str:
+def _differences(groups, returns) -> str:
     """`fit`'s default against the best of theirs, by environment and kind of return, by who is ahead."""
     lines: dict[str, list[str]] = {"A peer wins": [], "flowrl wins": [], "No difference seen": []}
-    below: list[str] = []  # where it does no better than chance
+    below: list[str] = []  # where it does worse than chance
+    reasons: dict[str, str] = {}
     for env, methods in returns.items():
         for kind, words in KINDS.items():
-            there = [(*found[kind], method) for method, found in methods.items() if kind in found]
+            there = [(*found[kind][:2], method) for method, found in methods.items() if kind in found]
             ours = next((one for one in there if one[2] == DEFAULT), None)
             peer = max((one for one in there if one[2] not in (*OURS, "random")), default=None)
             if ours is None or peer is None:
@@ -125,6 +193,8 @@ def _differences(returns) -> str:
             head = "No difference seen" if not _apart(ours, peer) else "flowrl wins" if by > 0 else "A peer wins"
             said = f"{_name(first[2])} over {_name(second[2])} by {_shown((abs(by), error))}"
             lines[head].append(f"- {env}, {words}: {said}\n")
+            if head == "A peer wins":
+                reasons[env] = _why(env, groups[env], methods)
             chance = methods["random"].get(kind)
             if chance and ours[0] < chance[0] and _apart(ours, chance):
                 below.append(f"{env}, {words}")
@@ -134,7 +204,20 @@ def _differences(returns) -> str:
         f"says p < {LEVEL:g}; of {n} comparisons {LEVEL * n:.0f} would come out so by chance. "
         f"Worse than random valid actions: {'; '.join(below) or 'nowhere'}.\n"
     )
-    return text + "".join(f"\n## {head}: {len(found)}\n\n{''.join(found)}" for head, found in lines.items())
+    parts = {head: f"\n## {head}: {len(found)}\n\n{''.join(found)}" for head, found in lines.items()}
+    if reasons:
+        parts["A peer wins"] += "\nBy what:\n\n" + "".join(f"- {env}: {why}\n" for env, why in reasons.items())
+    return text + "".join(parts.values())
+
+
+def _why(env: str, runs: dict[str, list[dict]], returns: dict[str, dict[str, Seeds]]) -> str:
+    """By what a peer wins there, with its numbers. KeyError where nobody has said it."""
+    words: dict[str, dict[str, str]] = {"drawn": {}, "valid_draws": {}, "invalid_trained": {}}
+    for method, found in returns.items():
+        words["drawn"][method] = _shown(found["drawn"])
+        words["valid_draws"][method] = f"{fmean(_numbers(runs[method], 'valid_draws')):.0%}"
+        words["invalid_trained"][method] = f"{fmean(_numbers(runs[method], 'invalid_trained')):,.0f}"
+    return WHY[env].format(**words)
 
 
 def _apart(one: tuple, other: tuple) -> bool:
