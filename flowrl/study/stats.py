@@ -13,8 +13,12 @@ from scipy.stats import trim_mean
 
 
 def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Interquartile mean along an axis: the mean without the ⌊n/4⌋ smallest and the ⌊n/4⌋ largest of n values."""
-    return trim_mean(values, 0.25, axis=axis)
+    """Interquartile mean along an axis: the mean without the ⌊n/4⌋ smallest and the ⌊n/4⌋ largest of n values.
+
+    NaN where one of the n is; scipy says so too, but goes through the array slice by slice once it sees one.
+    """
+    missing = np.isnan(values)
+    return trim_mean(np.where(missing, 0, values), 0.25, axis=axis) + np.where(missing.any(axis), np.nan, 0)
 
 
 def bootstrap_interval(
