@@ -17,6 +17,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 BRIEF = {  # parameters for a quick run of what trains long; whether it learns enough is asked at the notebooks' own
     "00_quickstart": {"city_steps": 6_400, "own_steps": 6_400},
     "10_appendix": {"seeds": 1},
+    "11_released": {"updates": 40},
     "13_iar_a2c_from_scratch": {"steps": 6_400, "printed_steps": 640},
 }
 
