@@ -275,7 +275,7 @@ class Bandit(gymnasium.Env):
 @pytest.mark.parametrize("reward", [1e-3, 1e-2, 1.0, 1e3])
 def test_a_bandit_is_learnt_by_default_whatever_its_reward(reward):
     bandit = type("Bandit", (Bandit,), {"prize": reward})
-    trainer = flowrl.fit(bandit, flowrl.per_action(all_different), steps=3000, progress=False)
+    trainer = flowrl.fit(bandit, different, steps=3000, progress=False)
     chosen = trainer.act_many([np.zeros(1, np.float32)] * 200)
     assert np.mean([(action == (3, 1)).all() for action in chosen]) > 0.8
 

@@ -209,15 +209,23 @@ def test_ranges(tmp_path, monkeypatch, examples):
 
 # ------------------------------------------------------------------------------------------- records, checkpoints
 
-TRAIN = ["train", "--env", "ERA-v1", "--method", "iar-a2c", "--steps", "16", "--quiet",
+TRAIN = ["--method", "iar-a2c", "--steps", "16", "--quiet",
          *words(n_envs=4, n_draws=4, hidden=4, policy_hidden=4, final_episodes=1, eval_episodes=1)]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def city(tmp_path_factory):
+    """TOWN under a name that the queue knows: its policies are tabulated in no time."""
+    path = tmp_path_factory.mktemp("cities") / "ERA-v1.json"
+    path.write_text(json.dumps(TOWN))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, city):
     """A folder with a record, without suffix, and its weights."""
     out = tmp_path_factory.mktemp("trained")
-    assert one_line(*TRAIN, "--out", out) == 0
+    assert one_line("train", "--env", city, *TRAIN, "--out", out) == 0
     return out / "ERA-v1" / "iar-a2c" / "seed0"
 
 
@@ -230,7 +238,7 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 
 @at_two_lengths
-def test_facts_of_records(trained, tmp_path, examples):
+def test_facts_of_records(trained, city, tmp_path, examples):
     """Read by evaluate, with and without weights; by train, which finds one there; by the queue."""
     record = copied(trained, tmp_path)
     facts = json.loads(record.with_suffix(".json").read_text())
@@ -243,7 +251,7 @@ def test_facts_of_records(trained, tmp_path, examples):
         if not weights:
             record.with_suffix(".pt").unlink()
         one_line("evaluate", record, "--episodes", 1)
-        one_line(*TRAIN, "--out", tmp_path)
+        one_line("train", "--env", city, *TRAIN, "--out", tmp_path)
         one_line("queue", "--list", "--only", "figA2b", "--scale", "smoke", "--data", tmp_path.parent)
 
     check()
@@ -280,7 +288,7 @@ PARTS = ["schema", "finished", "config_hash", "label", "rows", "wall_s", "violat
 
 
 @pytest.mark.parametrize("junk", [None, "x", {"a": 1}, torch.zeros(2)], ids=repr)
-def test_checkpoints_part_by_part(trained, tmp_path, junk):
+def test_checkpoints_part_by_part(trained, city, tmp_path, junk):
     """Each part of the trainer's, and every other but the configuration, replaced."""
     state = torch.load(trained.with_suffix(".pt"), weights_only=True) | {"finished": False}
     state["trainer"]["env_steps"] = 12
@@ -290,7 +298,7 @@ def test_checkpoints_part_by_part(trained, tmp_path, junk):
         holder[key] = junk
         record.with_suffix(".pt").write_bytes(saved(state))
         holder[key] = before
-        one_line(*TRAIN, "--out", tmp_path)
+        one_line("train", "--env", city, *TRAIN, "--out", tmp_path)
 
 
 def saved(state) -> bytes:
@@ -300,7 +308,7 @@ def saved(state) -> bytes:
 
 
 @at_two_lengths
-def test_checkpoints(trained, tmp_path, examples):
+def test_checkpoints(trained, city, tmp_path, examples):
     """Read by evaluate; and by train, where no record stands beside it, which goes on from it."""
     content = trained.with_suffix(".pt").read_bytes()
     state = torch.load(io.BytesIO(content), weights_only=True) | {"finished": False}
@@ -313,6 +321,6 @@ def test_checkpoints(trained, tmp_path, examples):
         record.with_suffix(".json").unlink()
         record.with_suffix(".pt").write_bytes(content)
         one_line("evaluate", record.with_suffix(".pt"), "--episodes", 1)
-        one_line(*TRAIN, "--out", tmp_path)
+        one_line("train", "--env", city, *TRAIN, "--out", tmp_path)
 
     check()

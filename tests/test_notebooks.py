@@ -14,6 +14,12 @@ from flowrl.study.plan import experiments, runs
 from flowrl.study.records import EXPERIMENTS, ROOT, figures
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BRIEF = {  # parameters for a quick run of what trains long; whether it learns enough is asked at the notebooks' own
+    "00_quickstart": {"city_steps": 6_400, "own_steps": 6_400},
+    "10_appendix": {"seeds": 1},
+    "11_released": {"updates": 40},
+    "13_iar_a2c_from_scratch": {"steps": 6_400, "printed_steps": 640},
+}
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -37,23 +43,28 @@ def link_records(path, folder):
 
 
 def execute(path, tmp_path, **parameters):
-    """Run a notebook as the Snakefile does, on its own records; its figures go to a temporary folder."""
+    """Run a notebook as the Snakefile does, on its own records; its figures go to a temporary folder.
+
+    But for the solutions, which `test_exercises_and_their_solutions` runs.
+    """
     link_records(path, tmp_path / "runs")
     parameters |= {"data_dir": str(tmp_path / "runs"), "figure_dir": str(tmp_path / "figures")}
-    how = dict(kernel_name="python3", progress_bar=False, cwd=ROOT, start_timeout=600)
+    how = dict(kernel_name="python3", progress_bar=False, cwd=ROOT, start_timeout=600, skip_cells_with_tag="solution")
     with watched():
         return papermill.execute_notebook(path, tmp_path / path.name, parameters, **how)
 
 
 @pytest.mark.parametrize(
-    ("source", "fault"), [("import time; time.sleep(99)", "no CPU"), ("while 1: pass", "more than")]
+    ("source", "limit", "fault"),
+    [("import time; time.sleep(99)", {"silence": 5}, "no CPU"), ("while 1: pass", {"most": 4}, "more than")],
+    ids=["silent", "endless"],
 )
-def test_a_kernel_that_is_silent_or_never_ends_is_killed(tmp_path, capsys, source, fault):
+def test_a_kernel_that_is_silent_or_never_ends_is_killed(tmp_path, capsys, source, limit, fault):
     """By its own CPU time: a busy machine kills none."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     nbformat.write(notebook, tmp_path / "a.ipynb")
     how = dict(kernel_name="python3", progress_bar=False, start_timeout=600)
-    with pytest.raises(RuntimeError, match="Kernel died"), watched(silence=15, most=8):
+    with pytest.raises(RuntimeError, match="Kernel died"), watched(**limit):
         papermill.execute_notebook(tmp_path / "a.ipynb", tmp_path / "b.ipynb", **how)
     assert f"the kernel used {fault}" in capsys.readouterr().err
 
@@ -99,13 +110,20 @@ def test_exercises_and_their_solutions(path):
 
 
 def test_runs_on_the_committed_records(path, tmp_path):
-    notebook = execute(path, tmp_path)
+    notebook = execute(path, tmp_path, **BRIEF.get(path.stem, {}))
     drawn = figures(path.stem)
     for name in drawn:
         for suffix in (".pdf", ".png", ".csv"):
             assert (tmp_path / "figures" / f"{name}{suffix}").stat().st_size > 0
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= len(drawn)  # shown, not only saved
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BRIEF)
+def test_learns_enough(name, tmp_path):
+    """At the parameters of the figures: the notebook asserts it."""
+    execute(ROOT / f"notebooks/{name}.ipynb", tmp_path)
 
 
 FAULTS = {

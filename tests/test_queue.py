@@ -66,14 +66,15 @@ def test_a_city_of_the_authors_is_asked_for_before_anything_trains(experiments, 
 
 def test_it_trains_what_is_missing_and_what_is_stale_and_nothing_else(experiments, tmp_path):
     out = tmp_path / "smoke"
-    wanted = queue.missing(experiments, tmp_path, "smoke", only=["first"])
+    asked = {"only": ["first"], "labels": ["mask"]}
+    wanted = queue.missing(experiments, tmp_path, "smoke", **asked)
     assert queue.work(wanted, out, 2, 1, tmp_path / "logs") == []
-    assert queue.missing(experiments, tmp_path, "smoke", only=["first"]) == []
+    assert queue.missing(experiments, tmp_path, "smoke", **asked) == []
     stale = wanted[0].path(tmp_path, "smoke").with_suffix(".json")
     facts = json.loads(stale.read_text())
     facts["config"]["gamma"] = 0.5
     stale.write_text(json.dumps(facts))
-    assert names(queue.missing(experiments, tmp_path, "smoke", only=["first"])) == names(wanted[:1])
+    assert names(queue.missing(experiments, tmp_path, "smoke", **asked)) == names(wanted[:1])
     assert queue.work(wanted[:1], out, 1, 1, tmp_path / "logs") == []
     assert records.read_facts(stale)["config"]["gamma"] == 0.95
     assert "1 runs, 0.0 core-hours" in queue.listing(wanted[:1], tmp_path)

@@ -13,7 +13,7 @@ import torch
 
 from flowrl import envs
 from flowrl.a2c import Trainer
-from flowrl.envs.city import City
+from flowrl.envs.city import City, generate
 from flowrl.study import config, records, runs
 from flowrl.study.config import A2C_METHODS as METHODS
 from flowrl.study.config import NO_CONSTRAINTS, make_config
@@ -24,11 +24,17 @@ SMALL = {"steps": 640, "eval_every": 320, "eval_episodes": 2, "final_episodes": 
 WALL_CLOCK = ["wall_s", "train_s"]
 
 
-CITY = dict.fromkeys(NO_CONSTRAINTS, "ERA-v1-free")  # where it isn't ERA-v1
+def small(method="iar-a2c", env="ERA-v1", **overrides):
+    return make_config(env, method, SMALL | overrides)
 
 
-def small(method="iar-a2c", **overrides):
-    return make_config(CITY.get(method, "ERA-v1"), method, SMALL | overrides)
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    """By method, a city of 25 actions with constraints or without: every policy in it is tabulated at once."""
+    folder = tmp_path_factory.mktemp("towns")
+    generate(5, 2, max_hops=1).to_json(folder / "bound.json")
+    generate(5, 2).free().to_json(folder / "free.json")
+    return lambda method: str(folder / ("free.json" if method in NO_CONSTRAINTS else "bound.json"))
 
 
 def curve(path):
@@ -36,15 +42,15 @@ def curve(path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_seed_gives_the_same_record(tmp_path, method):
-    facts = [runs.train(small(method), tmp_path / name, progress=False) for name in "ab"]
-    a, b = (curve(tmp_path / name / CITY.get(method, "ERA-v1") / method / "seed0") for name in "ab")
+def test_the_same_seed_gives_the_same_record(tmp_path, method, town):
+    facts = [runs.train(small(method, town(method)), tmp_path / name, progress=False) for name in "ab"]
+    a, b = (curve(records.record_path(tmp_path / name, town(method), method, 0)) for name in "ab")
     pd.testing.assert_frame_equal(a, b)
     assert a["env_steps"].tolist() == [0, 320, 640]
     assert (a["violations"] == 0).all()
     keys = [key for key in facts[0] if key.startswith("final")]
     assert keys and all(facts[0][key] == facts[1][key] for key in keys)
-    other = runs.train(small(method, seed=1), tmp_path / "a", progress=False)
+    other = runs.train(small(method, town(method), seed=1), tmp_path / "a", progress=False)
     assert other["final_return_mean"] != facts[0]["final_return_mean"]
 
 
@@ -172,9 +178,10 @@ def test_a_record_says_what_it_was_made_with(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_exact_return_agrees_with_episodes(tmp_path, method):
+def test_the_exact_return_agrees_with_episodes(tmp_path, method, town):
     """z-bound 4 on 400 episodes of a briefly trained policy; the tabulation's own noise is far smaller."""
-    facts = runs.train(small(method, steps=3200, final_episodes=400), tmp_path, progress=False)
+    settings = {"steps": 1600, "eval_every": 1600, "final_episodes": 400}
+    facts = runs.train(small(method, town(method), **settings), tmp_path, progress=False)
     difference = facts["final_exact_return"] - facts["final_return_mean"]
     assert abs(difference) < 4 * facts["final_return_sem"]
 

@@ -32,6 +32,15 @@ def test_iqm_along_axis():
     np.testing.assert_allclose(iqm(values, axis=1), values[:, 1:4].mean(1))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_iqm_is_scipys_also_where_values_are_missing(axis):
+    values = np.random.default_rng(0).normal(size=(8, 9))
+    values[3, 4] = values[5, 6] = np.nan
+    found = iqm(values, axis)
+    assert np.isnan(found).sum() == 2
+    np.testing.assert_array_equal(found, scipy.stats.trim_mean(values, 0.25, axis=axis))
+
+
 def test_bootstrap_equals_scipys_on_one_task():
     values = np.random.default_rng(0).normal(size=12)
     ours = bootstrap_interval(values[:, None], np.random.default_rng(1), resamples=4000)

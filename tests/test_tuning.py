@@ -50,9 +50,10 @@ def test_a_table_grows_and_nothing_is_trained_twice(tmp_path, monkeypatch):
     assert list(first["env"]) == ["ERA-v1", "ERA-v2"] and first["score"].between(-1, 1).all()
     assert (first["actor_lr"] == tuning.draw_settings(SMALL, "factored-iar", 0)["actor_lr"]).all()
     shutil.rmtree(records)  # what the table holds needs no record
-    assert tuning.tune("factored-iar", root, records, cores=2, space=SMALL) == []
+    one_place = SMALL | {"environments": ["ERA-v1"]}
+    assert tuning.tune("factored-iar", root, records, cores=2, space=one_place) == []
     both = tuning.read_table("factored-iar", root)
-    assert sorted(both["trial"]) == [0, 0, 1, 1]
+    assert sorted(both["trial"]) == [0, 0, 1]
     pd.testing.assert_frame_equal(both[both["trial"] == 0].reset_index(drop=True), first)
     assert not (records / "factored-iar" / "ERA-v1" / "trial0").exists()
 

@@ -60,6 +60,7 @@ def _read(path: Path) -> dict:
     return data
 
 
+@functools.cache
 def experiments(path: Path) -> dict[str, dict]:
     """Every experiment of experiments.yaml by name, as written. Raises ConfigError naming file and key."""
     keys, optional = {"notebook", "environments", "runs", "title"}, {"settings", "scales", "figure", "see", "colour"}

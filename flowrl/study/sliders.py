@@ -49,7 +49,7 @@ def _slider(name: str, values: Sequence) -> str:
 def _picture(figure: Figure, is_first: bool) -> str:
     """An image tag that holds the picture itself; hidden where another one is shown at first."""
     file = io.BytesIO()
-    figure.savefig(file, format="webp", dpi=90, pil_kwargs={"lossless": True})
+    figure.savefig(file, format="webp", dpi=90, pil_kwargs={"lossless": True, "quality": 50})  # of the packing
     plt.close(figure)
     hidden = "" if is_first else ' style="display: none"'
     return f'<img alt=""{hidden} src="data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}">'
