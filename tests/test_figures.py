@@ -118,11 +118,16 @@ def test_curves_draws_a_panel_an_environment_with_its_lines():
     assert not fig.legends
 
 
-def test_curves_of_three_environments_have_a_legend():
-    fig = figures.curves("fig4b", [record(label, [0] * 3, [0, 1, 2], env) for env in "abc" for label in ("ar", "a2c")])
+def test_curves_of_three_environments_are_named_in_the_last_or_in_a_legend():
+    runs = [record(label, [0] * 3, [0, 1, 2], env, final=5.0) for env in "abc" for label in ("ar", "a2c")]
+    fig = figures.curves("fig4b", runs)
+    assert [[text.get_text() for text in ax.texts] for ax in fig.axes] == [[], [], ["AR", "A2C"]] and not fig.legends
+    assert fig.axes[0].get_subplotspec().get_gridspec().ncols == 3
+    line, _, marker, _ = fig.axes[0].lines  # two lines, then the final policies
+    assert line.get_ydata()[-1] == marker.get_ydata()[0] == 5 and marker.get_xdata()[0] > line.get_xdata()[-1]
+    fig = figures.curves("fig4b", runs[:-1])
     assert [text.get_text() for text in fig.legends[0].texts] == ["AR", "A2C"]
     assert fig.legends[0].get_title().get_text() == experiments(EXPERIMENTS)["fig4b"]["title"]
-    assert fig.axes[0].get_subplotspec().get_gridspec().ncols == 3
 
 
 def test_costs_scales_steps_by_the_seconds_of_a_step():
@@ -142,6 +147,9 @@ def test_costs_scales_steps_by_the_seconds_of_a_step():
     assert drawn[2] == {"iar-a2c": [1, 2], "ar-iar": [2, 4], "wol-ddpg": [4, 8]}
     assert drawn[3] == {"iar-a2c": [30, 60]}
     assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
+    assert {text.get_text() for text in fig.axes[3].texts} == {"flowrl recipe"}  # at the line's end
+    said = " ".join(fig.get_supxlabel().split())
+    assert "Wol-DDPG calls no oracle. Not timed with an oracle that judges one by one: AR+IAR." in said
 
 
 def test_bridge_has_a_column_for_what_was_left_out_where_there_is_any():
@@ -162,12 +170,12 @@ def test_bridge_has_a_column_for_what_was_left_out_where_there_is_any():
 
 def test_ablation_shows_score_the_column_and_the_final_scores():
     runs = [record("printed-elbo", [0] * 3, [-70, -45, -20], grad=[1, 2, 3]),
-            record("printed-standard", [0] * 3, [-70, -60, -50], grad=[4, 5, 6])]  # fmt: skip
+            record("printed-standard", [0] * 3, [-70, -60, -50], final=-45.0, grad=[4, 5, 6])]  # fmt: skip
     for run, kind in zip(runs, ("paper", "none"), strict=True):
         run.facts["config"]["correction"] = kind
     fig = figures.ablation("fig8a", runs, "grad", "norm", log=True)
     left, right, strip = fig.axes
-    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[0, 0.5, 1], [0, 0.2, 0.4]])
+    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[0, 0.5, 1], [0, 0.2, 0.5]])
     np.testing.assert_allclose([line.get_ydata() for line in right.lines], [[2, 3], [5, 6]])  # once trained
     assert (right.get_ylabel(), right.get_yscale()) == ("norm", "log")
     colours = [plots.CORRECTIONS[kind].colour for kind in ("paper", "none")]

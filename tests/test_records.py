@@ -129,7 +129,8 @@ def test_caption_names_scale_seeds_steps_and_stale_records_and_sources_the_commi
     text = caption(found)
     assert text == "Line: the one run. Scale smoke: 1 seed a run, 3,200 environment steps."
     said = sources(found)
-    assert said.startswith(text) and "Records of commit 0123456." in said and "over 4 episodes" in said
+    made = text.removeprefix("Line: the one run. ")
+    assert said.startswith(made) and "Records of commit 0123456." in said and "over 4 episodes" in said
     assert "WARNING" not in text
     found = load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick")
     assert "3 seeds a run (iar-a2c 2), 200,000" in caption(found[1:])

@@ -6,10 +6,9 @@ common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say
 from records alone: nothing here trains, samples or knows an environment.
 """
 
-import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +85,7 @@ PLACES = {  # what figures call environments, where that is not their name
     "Pistonball-v2-cstr": "8 pistons, constrained",
     "ERA-v5-free": "ERA-v5 without constraints",
 }
+FINAL_STEP = 0.06  # of the steps, from one run's final scores to the next's
 FINAL = "; markers: each seed's final policy"
 LOWEST_SCORE = -0.5  # that a strip of final scores has room for
 SCORE_TICKS = (-0.5, 0, 0.5, 0.8, 0.9, 0.95, 1)
@@ -188,15 +188,36 @@ def return_column(group: list[Record]) -> str:
 
 
 def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
-    """For a caption: of which runs the curves of returns are exact; nothing where all are means over episodes."""
-    exact = {label: [] for label in by_label(runs)}
+    """For a caption: what the points of lines of returns are, as `learning_curve` draws them, and what their ends."""
+    kinds: dict[str, set[bool]] = {label: set() for label in by_label(runs)}
     for group in by_environment(runs).values():
         for label, its in by_label(group).items():
-            exact[label].append(return_column(its) == "exact_return")
-    sampled = [names[label] for label, panels in exact.items() if not all(panels)]
-    if not any(itertools.chain(*exact.values())):
-        return ""
-    return " Curves: exact returns" + f", but for {', '.join(sampled)}: means over episodes" * bool(sampled) + "."
+            kinds[label].add(return_column(its) == "exact_return")
+    exact = [names[label] for label, kind in kinds.items() if kind == {True}]
+    sampled = [run for run in runs if False in kinds[run.facts["label"]]]
+    text = " Returns: " + "exact" * (not sampled)
+    if sampled:
+        around = _span(1 + 2 * reach(len(run.curve)) for run in sampled)
+        episodes = f"{_span(run.facts['config']['eval_episodes'] for run in sampled)} episodes"
+        means = f"the mean of {around} evaluations of {episodes} around it, fewer at the start"
+        text += f"a point is {means if around != '1' else f'an evaluation of {episodes}'}"
+        text += f"; exact: {' · '.join(exact)}" * bool(exact)
+    return f"{text}. Lines end at the final policies{_ends_drawn(runs, names)}."
+
+
+def _ends_drawn(runs: list[Record], names: dict[str, str]) -> str:
+    """What the returns of final policies are: exact, or over how many episodes."""
+    sampled = [run for run in runs if run.facts["final_exact_return"] is None]
+    whose = ", ".join(names[label] for label in by_label(sampled))
+    if not sampled:
+        return ", exact"
+    episodes = f"{_span(run.facts['config']['final_episodes'] for run in sampled)} episodes"
+    return f", {episodes}" if len(sampled) == len(runs) else f", exact but for {whose}: {episodes}"
+
+
+def _span(values: Iterable[int]) -> str:
+    """One number, or the least and the greatest of several."""
+    return " to ".join(map(str, sorted({min(found := list(values)), max(found)})))
 
 
 def scored(run: Record) -> Record:
@@ -215,7 +236,8 @@ def learning_curve(
 ) -> Axes:  # fmt: skip
     """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
 
-    column: default the return, as `return_column` says. log: x is logarithmic; lines begin at the first x above zero.
+    column: default the return, as `return_column` says; what its points are, `_curve` says. log: x is logarithmic;
+    lines begin at the first x above zero.
     """
     for label, group in by_label(runs).items():
         look = looks[label] if looks else method(label)
@@ -240,9 +262,35 @@ def learning_curve(
 
 
 def _curve(run: Record, x: pd.Series, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """x and a column of a run; of exact returns, which few evaluations have, the rows that have one."""
-    rows = run.curve[column].notna() if column == "exact_return" else slice(None)
-    return np.asarray(x[rows]), np.asarray(run.curve[column][rows])
+    """x and a column of a run. Returns, exact or by episodes, end with the final policy's, as `final_returns` has it.
+
+    Exact ones are those of the few evaluations that have one; those by episodes are `centred` means.
+    """
+    xs, values = np.asarray(x, dtype=float), np.asarray(run.curve[column], dtype=float)
+    if column not in ("exact_return", "eval_return_mean"):
+        return xs, values
+    if column == "exact_return":
+        before = np.isfinite(values) & (xs < xs[-1])
+        earlier = xs[before], values[before]
+    else:
+        means = centred(values, reach(len(values)))[: len(values) - 1]
+        earlier = xs[: len(means)], means
+    return np.append(earlier[0], xs[-1]), np.append(earlier[1], final_returns([run]))
+
+
+def reach(evaluations: int) -> int:
+    """How many evaluations on either side enter a point: ten, and no more than a quarter of the run in all."""
+    return min(10, evaluations // 8)
+
+
+def centred(values: np.ndarray, reach: int) -> np.ndarray:
+    """Means of each value (n,) and of `reach` on either side → (n − reach,): none where there are not as many after it.
+
+    At the start as many on either side as there are before: no point lags, or lies where nothing was recorded.
+    """
+    total, i = np.append(0, np.cumsum(values)), np.arange(len(values) - reach)
+    side = np.minimum(i, reach)
+    return (total[i + side + 1] - total[i - side]) / (2 * side + 1)
 
 
 def final_returns(group: list[Record]) -> np.ndarray:
@@ -254,15 +302,16 @@ def final_returns(group: list[Record]) -> np.ndarray:
 
 def final_scores(ax: Axes, runs: list[Record], looks: dict[str, Method] | None = None) -> dict[str, float]:
     """A marker a seed, right of the curves: the return of its final policy; what they are on average, by name."""
-    last, groups = max(run.facts["env_steps"] for run in runs), by_label(runs)
+    last, groups = max(run.curve["env_steps"].iloc[-1] for run in runs), by_label(runs)
     ends = {}
     for i, (label, group) in enumerate(groups.items()):
         look, returns = looks[label] if looks else method(label), final_returns(group)
-        x = np.full(len(returns), last * (1.04 + 0.04 * i))
-        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, markersize=4, markeredgewidth=0.6,
+        x = np.full(len(returns), last * (1.05 + FINAL_STEP * i))
+        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, markersize=7, markeredgewidth=0.7,
                 markeredgecolor="white" if look.fill == "full" else look.colour, zorder=5)  # fmt: skip
         ends[look.name] = float(returns.mean())
-    ax.set_xlim(right=last * (1.04 + 0.04 * len(groups)))
+    ax.set_xlim(right=last * (1.05 + FINAL_STEP * len(groups)))
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= last])  # nothing is recorded right of it
     return ends
 
 
