@@ -9,6 +9,7 @@ import pytest
 from conftest import record
 from matplotlib.colors import to_hex, to_rgb
 
+from flowrl.envs import draw
 from flowrl.study import plots
 from flowrl.study.config import METHODS
 from flowrl.study.records import by_label, load
@@ -51,12 +52,19 @@ def _lab(colour, vision):
 
 @pytest.mark.parametrize("vision", [ALL, PROTAN, DEUTAN], ids=["all cones", "protan", "deutan"])
 def test_colours_are_told_apart(vision):
-    """Methods from one another; corrections and variants from one another and from every method."""
+    """Methods from one another, corrections and variants from one another and from every method; each of the other
+    palettes in itself and from methods and corrections."""
     others = [*plots.CORRECTIONS.values(), *plots.VARIANTS]
     methods, variants = ([_lab(look.colour, vision) for look in looks] for looks in (plots.METHODS.values(), others))
     for looks in (methods, variants):
         assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(looks, 2)) > 10
     assert min(np.linalg.norm(one - other) for one, other in itertools.product(methods, variants)) > 9
+    fixed = methods + variants[: len(plots.CORRECTIONS)]
+    estimators = [look.colour for look in plots.ESTIMATORS.values()]
+    for palette in (estimators, plots.CATEGORIES, draw.RESOURCES, (draw.SERVED, draw.MISSED)):
+        own = [_lab(colour, vision) for colour in palette]
+        assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(own, 2)) > 10
+        assert min(np.linalg.norm(one - other) for one, other in itertools.product(own, fixed)) > 9
 
 
 def test_unknown_label():

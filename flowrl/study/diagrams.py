@@ -20,12 +20,13 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..envs.city import City
-from ..envs.draw import INK, RESOURCES, ROAD, places
+from ..envs.draw import INK, MISSED, RESOURCES, ROAD, SERVED, places
 from . import plots
-from .plots import GREY, METHODS, REFERENCES, STYLE
+from .plots import GREY, METHODS, REFERENCES, STYLE, Method
 
-BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
-GOLD, GREEN, RED, PALE = "#D2B43C", "#2E7D32", "#D20F3C", "#F4F6F8"
+BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe
+RED = plots.CORRECTIONS["paper"].colour  # of the printed correction
+YES, NO, PALE = SERVED, MISSED, "#F4F6F8"  # what the oracle says
 MOST_NUMBERED = 16  # districts on a map; the numbers of more could not be read
 
 
@@ -72,11 +73,11 @@ def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
     if not (refused and step == 3):
         ax.plot(*action, "o", color=BLUE, markersize=10, alpha=0.35 if refused and step == 2 else 1)
     if step == 2:
-        mark, colour = ("✗", RED) if refused else ("✓", GREEN)
+        mark, colour = ("✗", NO) if refused else ("✓", YES)
         ax.text(action[0] + 0.34, action[1] + 0.34, mark, color=colour, fontsize=11, fontfamily="DejaVu Sans",
                 ha="center", va="center")  # fmt: skip
     if step == 3 and action == CARRIED_OUT:
-        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=GOLD, markeredgewidth=3)
+        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=3)
 
 
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
@@ -135,7 +136,7 @@ def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> 
         ax.add_patch(Circle((x, y), 0.135, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
         _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=10, color="white", zorder=4)
         if j == ring:
-            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=GOLD, linewidth=3, zorder=5))
+            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=INK, linewidth=3, zorder=5))
 
 
 def _acting(ax: Axes) -> None:
@@ -147,12 +148,12 @@ def _acting(ax: Axes) -> None:
     _note(ax, 3.58, middle + 0.24, "$S$ draws", fontsize=11.5)
     _draws(ax, 4.2, range(DRAWS))
     _arrow(ax, (4.47, middle), (5.2, middle))
-    _box(ax, 5.2, 4.2, 1.6, 1.45, GREEN, "oracle", "is $a_j$ valid", "in state $s$?")
+    _box(ax, 5.2, 4.2, 1.6, 1.45, YES, "oracle", "is $a_j$ valid", "in state $s$?")
     _arrow(ax, (6.8, middle), (7.6, middle))
     _note(ax, 7.18, middle + 0.24, "yes / no")
     _draws(ax, 7.9, VALID, EXECUTED)
     for j in range(DRAWS):
-        mark, colour = ("✓", GREEN) if j in VALID else ("✗", RED)
+        mark, colour = ("✓", YES) if j in VALID else ("✗", NO)
         _note(ax, 8.26, TOP - GAP * j, mark, fontsize=14, color=colour, fontfamily="DejaVu Sans")
     _arrow(ax, (8.45, executed), (10.0, executed))
     _note(ax, 9.2, executed + 0.34, "one of the $l$", "valid, uniformly")
@@ -292,26 +293,17 @@ def corrections() -> tuple[Figure, np.ndarray]:
 # ---------------------------------------------------------------------------------------------- estimators of log π
 
 
-class EstimatorLook(NamedTuple):
-    """How an estimator of log π or of its gradient is shown."""
-
-    colour: str
-    marker: str
-    dashes: str
-    name: str
-
-
-Looks = Mapping[str, EstimatorLook]
+Looks = Mapping[str, Method]
 
 
 def _estimators(ax: Axes, y: Any, low: Any, high: Any, found: Any, looks: Looks) -> None:
     """Series by (x, estimator): a line each, bars from low to high, open markers where nothing was found."""
     y, low, high, found = (column.unstack() for column in (y, low, high, found))
     for name in (name for name in looks if name in y):
-        colour, marker, dashes, label = looks[name]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 7}
+        look = looks[name]
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 7}
         bars = (y[name] - low[name]).clip(lower=0), (high[name] - y[name]).clip(lower=0)
-        ax.errorbar(range(len(y)), y[name], bars, linestyle=dashes, capsize=2, label=label, **style)
+        ax.errorbar(range(len(y)), y[name], bars, linestyle=look.dashes, capsize=2, label=look.name, **style)
         ax.plot(range(len(y)), y[name].where(~found[name]), linestyle="", markerfacecolor="white", zorder=4, **style)
     ax.set_xticks(range(len(y)), y.index)
 
@@ -462,7 +454,7 @@ def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:
         returns = [exact[key] for key in REFERENCES]
         ax.plot((min(returns), max(returns)), (y, y), color="#C9CED6", linewidth=5, solid_capstyle="round", zorder=2)
         for key, value in zip(REFERENCES, returns, strict=True):
-            marker, colour = {"optimal": ("*", "black"), "go_and_stay": ("s", GOLD), "uniform_valid": ("o", GREY)}[key]
+            marker, colour = {"optimal": ("*", "black"), "go_and_stay": ("s", INK), "uniform_valid": ("o", GREY)}[key]
             ax.plot(value, y, marker, color=colour, markersize=12 if marker == "*" else 7, label=REFERENCES[key],
                     markeredgecolor="white", linestyle="", zorder=3)  # fmt: skip
         ax.annotate(f"{name}: {100 * exact['valid_fraction']:.0f} % valid", (0, y), (0, 11), fontsize=9, color=INK,

@@ -1,9 +1,9 @@
 """Looks and the parts of figures: data and an axis in, an axis out; one colour, one meaning.
 
-A method has its colour, dashes and marker for good, and so has each correction for rejection; the other variants of a
-method have colours that are none of these, and ordered quantities shades of one. Colours are told apart under the
-common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the same once more. What is drawn comes
-from records alone: nothing here trains, samples or knows an environment.
+A method has its colour, dashes and marker for good, and so has each correction for rejection and each estimator; the
+other variants of a method have colours that are no method's and no correction's, and ordered quantities shades of one.
+Colours are told apart under the common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the
+same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
 """
 
 import logging
@@ -69,6 +69,24 @@ VARIANTS = [  # of a method, in their order: colours that are no method's and no
     Method("", "#8C6E5A", (0, (1, 2)), "p"),
     Method("", "#3F40FC", (0, (10, 1.5, 1, 1.5)), ">"),
 ]
+ESTIMATORS = {  # of log π, or of its gradient alone
+    kind: look._replace(name=name)
+    for look, (kind, name) in zip(
+        VARIANTS,
+        {
+            "elbo": "ELBO",
+            "cubo": "CUBO",
+            "sandwich": "sandwich",
+            "iwae": "IWAE",
+            "latent": "latent score",
+            "cis": "conditional importance sampling",
+            "rb": "averaged over equal actions",
+            "pathwise": "pathwise score",
+        }.items(),
+        strict=True,
+    )
+}
+CATEGORIES = ("#3A658D", "#63BF5D", "#833018")  # the first three values of a choice
 ORDERED = "viridis_r"  # the greater the darker
 AGAIN = ("full", ""), ("none", (0, (9, 3))), ("left", (0, (1, 1.2)))  # runs that share a colour: fill and dashes
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
@@ -158,12 +176,12 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
 def coloured_by(setting: str, values: dict[str, Any], titles: dict[str, str]) -> dict[str, Method]:
     """Looks by label where the colour of a run stands for a setting, whose value in each run is given.
 
-    setting "method" or "correction": theirs; any other is a number, the greater the darker. Runs of equal value differ
-    in fill and dashes.
+    setting "method", "correction" or "estimator": theirs; any other is a number, the greater the darker. Runs of equal
+    value differ in fill and dashes.
     """
     numbers = sorted(set(values.values()))
-    if setting in ("method", "correction"):
-        known = METHODS if setting == "method" else CORRECTIONS
+    if setting in (named := {"method": METHODS, "correction": CORRECTIONS, "estimator": ESTIMATORS}):
+        known = named[setting]
     else:
         shades = map(to_hex, plt.get_cmap(ORDERED)(np.linspace(0.15, 1, len(numbers))))
         known = {n: Method("", *look) for n, *look in zip(numbers, shades, "-" * len(numbers), "osD^v<>", strict=False)}
