@@ -108,7 +108,9 @@ def test_front_shows_some_methods_and_has_no_caption(fake_records):
 def test_curves_draws_a_panel_an_environment_with_its_lines():
     runs = [record("iar-a2c", [0, 1, 2], [0, 1, 2], "one", grad=[5, 6, 7]),
             record("ar", [0, 1, 2], [3, 4, 5], "two", grad=[8, 9, 10])]  # fmt: skip
-    fig = figures.curves("fig6", runs, {"two": {"best": 4.5, "worst": 1.0}}, column="grad", ylabel="norm")
+    lines = {"two": {"best": 4.5, "worst": 1.0}}
+    fig = figures.curves("fig6", runs, lines, column="grad", ylabel="norm", see="See first: this.")
+    assert fig.get_supxlabel().startswith("See first: this. Line: the one run.")
     left, right = fig.axes
     assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
     np.testing.assert_allclose(left.lines[0].get_ydata(), [5, 6, 7])

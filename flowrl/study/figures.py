@@ -101,11 +101,13 @@ def _legend(fig: Figure, axes: Sequence[Axes], spare: Axes | None = None, ncols:
         spare.legend(list(handles.values()), list(handles), loc="center", handlelength=3.2)
 
 
-def _words(fig: Figure, experiment: str, runs: list[Record], drawn: str = "", note: str = "") -> None:
-    """The experiment's title above the figure, its caption below."""
+def _words(
+    fig: Figure, experiment: str, runs: list[Record], drawn: str = "", note: str = "", see: str | None = None
+) -> None:
+    """The experiment's title above the figure, its caption below, which begins with `see`, by default its own."""
     described = experiments(EXPERIMENTS)[experiment]
     fig.suptitle(textwrap.fill(described["title"], int(fig.get_figwidth() * 12)), fontsize=10)
-    _caption(fig, described.get("see", ""), runs, names(experiment, runs), drawn, note)
+    _caption(fig, described.get("see", "") if see is None else see, runs, names(experiment, runs), drawn, note)
 
 
 def _caption(fig: Figure, see: str, runs: list[Record], called: dict[str, str], drawn: str, note: str) -> None:
@@ -168,9 +170,10 @@ def front(runs: list[Record]) -> Figure:
 
 def curves(
     experiment: str, runs: list[Record], lines: dict[str, dict[str, float]] | None = None, column: str | None = None,
-    ylabel: str = "return of an episode",
+    ylabel: str = "return of an episode", see: str | None = None,
 ) -> Figure:  # fmt: skip
     """A panel an environment: a column against environment steps; `lines`: values by name to draw in its panel.
+    see: what to see first, by default the experiment's.
 
     Beside returns a marker for each seed's final policy. Names stand at the ends of the lines: in each panel where
     there are two at most, else in the last one; in a legend where that has not all of them.
@@ -186,7 +189,7 @@ def curves(
         _steps(axes, 3 if len(groups) > 4 else 2 if len(groups) == 4 else len(groups))
         fig.supylabel(ylabel, fontsize=8.5)
         drawn, note = ("", "") if column else (curves_drawn(runs) + FINAL, _exact(experiment, runs))
-        _words(fig, experiment, runs, drawn, note)
+        _words(fig, experiment, runs, drawn, note, see)
         whole = set(by_label(list(groups.values())[-1])) == set(shown)  # the last panel has all of them
         if len(groups) > 2 and not whole:
             _legend(fig, axes, spare, 6)
