@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import record
+from matplotlib.text import Text
 from PIL import Image
 
 from flowrl.study import figures, plots
@@ -86,12 +87,12 @@ def test_environments_draws_scores_two_by_two_and_names_methods_at_the_ends(fake
 
 
 def test_no_two_names_overlap(fake_records):
-    runs = load("plateau", fake_records("plateau", "paper"), "paper")
-    fig = figures.environments("plateau", runs)
+    runs = load("fig5", fake_records("fig5", "paper"), "paper")
+    fig = figures.environments("fig5", runs)
     fig.draw_without_rendering()
-    names = set(figures.names("plateau", runs).values())
+    names = set(figures.names("fig5", runs).values())
     for ax in fig.axes:
-        boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in names]
+        boxes = [Text.get_window_extent(text) for text in ax.texts if text.get_text() in names]  # without the arrows
         assert len(boxes) == len(names)
         assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
         assert all(box.x1 <= fig.bbox.x1 for box in boxes)
@@ -203,9 +204,11 @@ def test_against_marks_every_run_in_every_panel():
     runs = [record(label, [0] * 3, [0] * 3) for label in ("rare-chains", "rare-bonus", "rare-chains")]
     panels = {"score": [1, 2, 3], "milliseconds": [4, float("nan"), 6]}
     fig = figures.against("figB_rare", runs, [0.1, 0.1, 1], "valid share", panels, " Note.")
-    drawn = {ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in fig.axes}
-    assert drawn["score"] == [[[0.1, 1], [1, 3]], [[0.1, 2]]]
-    assert drawn["milliseconds"][0] == [[0.1, 4], [1, 6]]
+    drawn = {ax.get_title(): [line.get_xydata() for line in ax.lines] for ax in fig.axes}
+    apart = 10**0.0175  # half of 3.5 % of the axis, a decade: the one to the left, the other to the right
+    np.testing.assert_allclose(drawn["score"][0], [[0.1 / apart, 1], [1 / apart, 3]])
+    np.testing.assert_allclose(drawn["score"][1], [[0.1 * apart, 2]])
+    np.testing.assert_allclose(drawn["milliseconds"][0][:, 1], [4, 6])
     assert np.isnan(drawn["milliseconds"][1][0][1])
     assert {(ax.get_xscale(), ax.get_xlabel()) for ax in fig.axes} == {("log", "valid share")}
     assert [text.get_text() for text in fig.legends[0].texts] == ["chains, λ = 1", "λ = 1 alone"]

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import record
 from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 
 from flowrl.envs import draw
 from flowrl.study import plots
@@ -236,3 +237,9 @@ def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
     assert "the mean of 1 to 21 evaluations of 4 episodes around it" in plots.returns_drawn([*runs, long], names)
     all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
     assert plots.return_column([all_nan]) == "eval_return_mean"
+
+
+def test_a_figure_drawn_from_tables_names_them(tmp_path):
+    plots.save(plt.figure(), tmp_path / "one", tables=["data/benchmarks/a.csv", "data/benchmarks/b.csv"])
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.text["Description"] == "Drawn from data/benchmarks/a.csv, data/benchmarks/b.csv."

@@ -122,9 +122,11 @@ def _exact(experiment: str, runs: list[Record]) -> str:
 
 
 def _steps(axes: Sequence[Axes], n_columns: int, xlabel: str = "environment steps") -> None:
-    """Name x below the lowest axes of each column, and nowhere else."""
+    """Name x, and show its ticks, below the lowest axes of each column, and nowhere else."""
     for i, ax in enumerate(axes):
-        ax.set_xlabel(xlabel if i >= len(axes) - n_columns else "")
+        lowest = i >= len(axes) - n_columns
+        ax.set_xlabel(xlabel if lowest else "")
+        ax.tick_params(labelbottom=lowest or ax.xaxis.get_tick_params()["labelbottom"])
 
 
 def environment(ax: Axes, runs: list[Record], shown: dict[str, Method]) -> dict[str, float]:
@@ -286,18 +288,23 @@ def against(
     experiment: str, runs: list[Record], x: Sequence[float], xlabel: str, panels: dict[str, Sequence[float]],
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """A panel an entry of `panels` (its title: a value a run), a marker a run, against x on a logarithmic axis."""
+    """A panel an entry of `panels` (its title: a value a run), a marker a run, against x on a logarithmic axis.
+
+    Markers of different runs at one x stand side by side, so that none hides another.
+    """
     shown, labels = looks(experiment, runs), np.array([run.facts["label"] for run in runs])
+    x = np.asarray(x, dtype=float)
+    apart = np.exp(0.035 * np.log(x.max() / x.min()) * (np.arange(len(shown)) - (len(shown) - 1) / 2))
     with page():
         fig, axes, spare = _panels(len(panels), 2.1, sharex=True)
         for ax, (title, values) in zip(axes, panels.items(), strict=True):
-            for label, look in shown.items():
+            for factor, (label, look) in zip(apart, shown.items(), strict=True):
                 its = labels == label
-                ax.plot(np.asarray(x)[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
+                ax.plot(factor * x[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
                         fillstyle=look.fill, label=look.name)  # fmt: skip
             ax.set(xscale="log", title=textwrap.fill(title, 34))
         _steps(axes, 2 if len(axes) == 4 else 3, xlabel)
-        _words(fig, experiment, runs, "Markers: one a seed", note)
+        _words(fig, experiment, runs, "Markers: one a seed, side by side at one x", note)
         _legend(fig, axes, spare)
     return fig
 

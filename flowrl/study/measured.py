@@ -110,8 +110,9 @@ def door(curves: Mapping[tuple[str, bool], np.ndarray], looks: Mapping[str, Meth
             axes[int(constrained)].plot(steps, drawn, linewidth=0.8, alpha=0.7, **how)
         for ax, title in zip(axes, ("no constraint", "narrow door"), strict=True):
             ax.set(title=title, xlabel="environment steps", ylim=(-0.02, 1.02), xlim=(0, None))
-            ax.legend(loc="lower right")
         axes[0].set_ylabel("P(first choice is 0)")
+        found = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+        fig.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, handlelength=3)
     return fig
 
 

@@ -438,10 +438,14 @@ def _final_row(ax: Axes, row: int, look: Method, scores: np.ndarray) -> None:
         ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=8, color=look.colour)
 
 
-def save(fig: Figure, stem: Path, runs: Sequence[Record] = ()) -> None:
-    """Write <stem>.pdf and <stem>.png, which name the records they are drawn from; equal figures are equal bytes."""
+def save(fig: Figure, stem: Path, runs: Sequence[Record] = (), tables: Sequence[str] = ()) -> None:
+    """Write <stem>.pdf and <stem>.png, which name what they are drawn from; equal figures are equal bytes.
+
+    runs: records; tables: files in the project's folder, named by their paths there.
+    """
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    said = sources(list(runs)) if runs else None
+    read = f"Drawn from {', '.join(tables)}." if tables else ""
+    said = " ".join(filter(None, (sources(list(runs)) if runs else "", read))) or None
     with style():
         nameless = {"CreationDate": None, "Producer": None, "Creator": None}
         fig.savefig(f"{stem}.pdf", metadata=nameless | {"Subject": said})
