@@ -242,11 +242,15 @@ def load(
 
 
 def figures(notebook: str, path: Path = EXPERIMENTS) -> dict[str, list[str]]:
-    """The figures that a notebook draws from records, and the experiments in each: one's `figure`, else its name."""
+    """The figures that a notebook draws from records, and the experiments in each: one's `figure`, else its name.
+
+    One whose `figure` is null is in none.
+    """
     found: dict[str, list[str]] = {}
     for name, experiment in experiments(path).items():
-        if experiment["notebook"] == notebook:
-            found.setdefault(experiment.get("figure", name), []).append(name)
+        figure = experiment.get("figure", name)
+        if experiment["notebook"] == notebook and figure:
+            found.setdefault(figure, []).append(name)
     return found
 
 
