@@ -17,6 +17,7 @@ from flowrl.study.records import (
     by_environment,
     by_label,
     caption,
+    figures,
     final_scores,
     gain,
     load,
@@ -170,3 +171,9 @@ def test_a_commit_is_of_this_project_or_there_is_none(tmp_path, monkeypatch, ins
 def test_a_record_names_no_machine():
     assert records.portable(str(records.ROOT / "data/cities/unseen-1.json")) == "data/cities/unseen-1.json"
     assert records.portable("ERA-v1") == "ERA-v1" and records.portable("/elsewhere/city.json") == "/elsewhere/city.json"
+
+
+def test_an_experiment_without_a_figure_is_in_none():
+    """`plateau` is drawn by Figure 5 and says so: figure: null."""
+    drawn = figures("06_constrained")
+    assert "fig5" in drawn and None not in drawn and not any("plateau" in names for names in drawn.values())

@@ -325,8 +325,9 @@ def final_scores(ax: Axes, runs: list[Record], looks: dict[str, Method] | None =
     for i, (label, group) in enumerate(groups.items()):
         look, returns = looks[label] if looks else method(label), final_returns(group)
         x = np.full(len(returns), last * (1.05 + FINAL_STEP * i))
-        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, markersize=7, markeredgewidth=0.7,
-                markeredgecolor="white" if look.fill == "full" else look.colour, zorder=5)  # fmt: skip
+        size, edge = 10 if look.marker == "*" else 7, "white" if look.fill == "full" else look.colour
+        its: dict[str, Any] = dict(markersize=size, markeredgewidth=0.7, markeredgecolor=edge, zorder=5)
+        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, **its)
         ends[look.name] = float(returns.mean())
     ax.set_xlim(right=last * (1.05 + FINAL_STEP * len(groups)))
     ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= last])  # nothing is recorded right of it
