@@ -92,17 +92,20 @@ def test_estimators_are_drawn_as_measured():
     value = pd.DataFrame({"bias": [-1.0, 0.5, -2.0, 0.1], "error": 0.1}, index)
     score = pd.DataFrame({"bias²": [4.0, 0.01, 1.0, -0.01], "error": 0.04, "spread²": 9.0, "spread error": 0.1}, index)
     looks = {
-        "elbo": diagrams.EstimatorLook("red", "v", "-", "ELBO"),
-        "rb": diagrams.EstimatorLook("blue", "o", "--", "rb"),
+        "elbo": plots.ESTIMATORS["elbo"]._replace(dashes="-"),
+        "rb": plots.ESTIMATORS["rb"]._replace(dashes="--"),
     }
     figure = diagrams.estimators([(value, score, "against N", "N")], looks)
-    marked = [[line for line in ax.lines if line.get_marker() in ("v", "o")] for ax in figure.axes]
+    marked = [
+        [line for line in ax.lines if line.get_marker() in (looks["elbo"].marker, looks["rb"].marker)]
+        for ax in figure.axes
+    ]
     top, middle, bottom = (np.array([line.get_ydata() for line in lines], float) for lines in marked)
     np.testing.assert_allclose(top[::2], [[-1, -2], [0.5, 0.1]])
     np.testing.assert_allclose(middle[::2], [[2, 1], [0.09**0.5, 0.07**0.5]])
     np.testing.assert_allclose(bottom[::2], 3)
     assert np.isnan(middle[1::2]).tolist() == [[True, True], [False, False]]  # the open ones
-    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "rb"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "averaged over equal actions"]
     figure.canvas.draw()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import record
+from matplotlib.text import Text
 from PIL import Image
 
 from flowrl.study import figures, plots
@@ -86,12 +87,12 @@ def test_environments_draws_scores_two_by_two_and_names_methods_at_the_ends(fake
 
 
 def test_no_two_names_overlap(fake_records):
-    runs = load("plateau", fake_records("plateau", "paper"), "paper")
-    fig = figures.environments("plateau", runs)
+    runs = load("fig5", fake_records("fig5", "paper"), "paper")
+    fig = figures.environments("fig5", runs)
     fig.draw_without_rendering()
-    names = set(figures.names("plateau", runs).values())
+    names = set(figures.names("fig5", runs).values())
     for ax in fig.axes:
-        boxes = [text.get_window_extent() for text in ax.texts if text.get_text() in names]
+        boxes = [Text.get_window_extent(text) for text in ax.texts if text.get_text() in names]  # without the arrows
         assert len(boxes) == len(names)
         assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
         assert all(box.x1 <= fig.bbox.x1 for box in boxes)
@@ -108,7 +109,9 @@ def test_front_shows_some_methods_and_has_no_caption(fake_records):
 def test_curves_draws_a_panel_an_environment_with_its_lines():
     runs = [record("iar-a2c", [0, 1, 2], [0, 1, 2], "one", grad=[5, 6, 7]),
             record("ar", [0, 1, 2], [3, 4, 5], "two", grad=[8, 9, 10])]  # fmt: skip
-    fig = figures.curves("fig6", runs, {"two": {"best": 4.5, "worst": 1.0}}, column="grad", ylabel="norm")
+    lines = {"two": {"best": 4.5, "worst": 1.0}}
+    fig = figures.curves("fig6", runs, lines, column="grad", ylabel="norm", see="See first: this.")
+    assert fig.get_supxlabel().startswith("See first: this. Line: the one run.")
     left, right = fig.axes
     assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
     np.testing.assert_allclose(left.lines[0].get_ydata(), [5, 6, 7])
@@ -118,11 +121,16 @@ def test_curves_draws_a_panel_an_environment_with_its_lines():
     assert not fig.legends
 
 
-def test_curves_of_three_environments_have_a_legend():
-    fig = figures.curves("fig4b", [record(label, [0] * 3, [0, 1, 2], env) for env in "abc" for label in ("ar", "a2c")])
+def test_curves_of_three_environments_are_named_in_the_last_or_in_a_legend():
+    runs = [record(label, [0] * 3, [0, 1, 2], env, final=5.0) for env in "abc" for label in ("ar", "a2c")]
+    fig = figures.curves("fig4b", runs)
+    assert [[text.get_text() for text in ax.texts] for ax in fig.axes] == [[], [], ["AR", "A2C"]] and not fig.legends
+    assert fig.axes[0].get_subplotspec().get_gridspec().ncols == 3
+    line, _, marker, _ = fig.axes[0].lines  # two lines, then the final policies
+    assert line.get_ydata()[-1] == marker.get_ydata()[0] == 5 and marker.get_xdata()[0] > line.get_xdata()[-1]
+    fig = figures.curves("fig4b", runs[:-1])
     assert [text.get_text() for text in fig.legends[0].texts] == ["AR", "A2C"]
     assert fig.legends[0].get_title().get_text() == experiments(EXPERIMENTS)["fig4b"]["title"]
-    assert fig.axes[0].get_subplotspec().get_gridspec().ncols == 3
 
 
 def test_costs_scales_steps_by_the_seconds_of_a_step():
@@ -142,6 +150,9 @@ def test_costs_scales_steps_by_the_seconds_of_a_step():
     assert drawn[2] == {"iar-a2c": [1, 2], "ar-iar": [2, 4], "wol-ddpg": [4, 8]}
     assert drawn[3] == {"iar-a2c": [30, 60]}
     assert [ax.get_xscale() for ax in fig.axes] == ["linear", "log", "log", "log"]
+    assert {text.get_text() for text in fig.axes[3].texts} == {"flowrl recipe"}  # at the line's end
+    said = " ".join(fig.get_supxlabel().split())
+    assert "Wol-DDPG calls no oracle. Not timed with an oracle that judges one by one: AR+IAR." in said
 
 
 def test_bridge_has_a_column_for_what_was_left_out_where_there_is_any():
@@ -162,12 +173,12 @@ def test_bridge_has_a_column_for_what_was_left_out_where_there_is_any():
 
 def test_ablation_shows_score_the_column_and_the_final_scores():
     runs = [record("printed-elbo", [0] * 3, [-70, -45, -20], grad=[1, 2, 3]),
-            record("printed-standard", [0] * 3, [-70, -60, -50], grad=[4, 5, 6])]  # fmt: skip
+            record("printed-standard", [0] * 3, [-70, -60, -50], final=-45.0, grad=[4, 5, 6])]  # fmt: skip
     for run, kind in zip(runs, ("paper", "none"), strict=True):
         run.facts["config"]["correction"] = kind
     fig = figures.ablation("fig8a", runs, "grad", "norm", log=True)
     left, right, strip = fig.axes
-    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[0, 0.5, 1], [0, 0.2, 0.4]])
+    np.testing.assert_allclose([line.get_ydata() for line in left.lines[:2]], [[0, 0.5, 1], [0, 0.2, 0.5]])
     np.testing.assert_allclose([line.get_ydata() for line in right.lines], [[2, 3], [5, 6]])  # once trained
     assert (right.get_ylabel(), right.get_yscale()) == ("norm", "log")
     colours = [plots.CORRECTIONS[kind].colour for kind in ("paper", "none")]
@@ -193,9 +204,11 @@ def test_against_marks_every_run_in_every_panel():
     runs = [record(label, [0] * 3, [0] * 3) for label in ("rare-chains", "rare-bonus", "rare-chains")]
     panels = {"score": [1, 2, 3], "milliseconds": [4, float("nan"), 6]}
     fig = figures.against("figB_rare", runs, [0.1, 0.1, 1], "valid share", panels, " Note.")
-    drawn = {ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in fig.axes}
-    assert drawn["score"] == [[[0.1, 1], [1, 3]], [[0.1, 2]]]
-    assert drawn["milliseconds"][0] == [[0.1, 4], [1, 6]]
+    drawn = {ax.get_title(): [line.get_xydata() for line in ax.lines] for ax in fig.axes}
+    apart = 10**0.0175  # half of 3.5 % of the axis, a decade: the one to the left, the other to the right
+    np.testing.assert_allclose(drawn["score"][0], [[0.1 / apart, 1], [1 / apart, 3]])
+    np.testing.assert_allclose(drawn["score"][1], [[0.1 * apart, 2]])
+    np.testing.assert_allclose(drawn["milliseconds"][0][:, 1], [4, 6])
     assert np.isnan(drawn["milliseconds"][1][0][1])
     assert {(ax.get_xscale(), ax.get_xlabel()) for ax in fig.axes} == {("log", "valid share")}
     assert [text.get_text() for text in fig.legends[0].texts] == ["chains, λ = 1", "λ = 1 alone"]

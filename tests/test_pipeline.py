@@ -331,7 +331,7 @@ def test_smoke_records_and_weights_are_never_committed():
 def test_experiments_are_drawn_by_a_notebook_that_names_them():
     for name, experiment in experiments(EXPERIMENTS).items():
         text = json.dumps(nbformat.read(ROOT / "notebooks" / f"{experiment['notebook']}.ipynb", 4))
-        assert f'\\"{experiment.get("figure", name)}\\"' in text
+        assert f'\\"{experiment.get("figure") or name}\\"' in text
 
 
 DOCUMENTS = dict.fromkeys((ROOT / "docs").glob("*.md"), 0) | {ROOT / "README.md": 20, ROOT / "CONTRIBUTING.md": 10}

@@ -4,10 +4,13 @@ import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import record
 from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
 
+from flowrl.envs import draw
 from flowrl.study import plots
 from flowrl.study.config import METHODS
 from flowrl.study.records import by_label, load
@@ -50,12 +53,19 @@ def _lab(colour, vision):
 
 @pytest.mark.parametrize("vision", [ALL, PROTAN, DEUTAN], ids=["all cones", "protan", "deutan"])
 def test_colours_are_told_apart(vision):
-    """Methods from one another; corrections and variants from one another and from every method."""
+    """Methods from one another, corrections and variants from one another and from every method; each of the other
+    palettes in itself and from methods and corrections."""
     others = [*plots.CORRECTIONS.values(), *plots.VARIANTS]
     methods, variants = ([_lab(look.colour, vision) for look in looks] for looks in (plots.METHODS.values(), others))
     for looks in (methods, variants):
         assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(looks, 2)) > 10
     assert min(np.linalg.norm(one - other) for one, other in itertools.product(methods, variants)) > 9
+    fixed = methods + variants[: len(plots.CORRECTIONS)]
+    estimators = [look.colour for look in plots.ESTIMATORS.values()]
+    for palette in (estimators, plots.CATEGORIES, draw.RESOURCES, (draw.SERVED, draw.MISSED)):
+        own = [_lab(colour, vision) for colour in palette]
+        assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(own, 2)) > 10
+        assert min(np.linalg.norm(one - other) for one, other in itertools.product(own, fixed)) > 9
 
 
 def test_unknown_label():
@@ -67,10 +77,29 @@ def test_learning_curve_draws_the_iqm_of_each_label(v1):
     ax = plots.learning_curve(plt.subplots()[1], v1)
     labels = list(by_label(v1))
     assert [line.get_label() for line in ax.lines] == [plots.METHODS[label].name for label in labels]
-    ours = [run.curve["eval_return_mean"] for run in v1 if run.facts["label"] == "iar-a2c"]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), iqm(np.array(ours)))
+    ours = [run for run in v1 if run.facts["label"] == "iar-a2c"]
+    sampled = iqm(np.array([run.curve["eval_return_mean"] for run in ours]))
+    reach = plots.reach(len(sampled))
+    drawn, steps, middle = ax.lines[0].get_ydata(), ax.lines[0].get_xdata(), len(sampled) // 2
+    np.testing.assert_allclose(drawn[middle], sampled[middle - reach : middle + reach + 1].mean())
+    assert (reach, steps[middle], steps[-1]) == (
+        5,
+        ours[0].curve["env_steps"][middle],
+        ours[0].curve["env_steps"].max(),
+    )
+    np.testing.assert_allclose(drawn[-1], np.mean([run.facts["final_exact_return"] for run in ours]))
     assert to_hex(ax.lines[0].get_color()) == plots.METHODS["iar-a2c"].colour.lower()
     assert len(ax.collections) == len(labels) > 3  # a band each
+
+
+def test_centred_means_have_no_lag_and_stay_within_the_record():
+    """Of a straight line they are that line, to where too few evaluations follow; the first is itself."""
+    np.testing.assert_allclose(plots.centred(3.0 * np.arange(50), 10), 3.0 * np.arange(40))
+    noise = np.random.default_rng(0).normal(size=20)
+    expected = [noise[0], noise[:3].mean(), *(noise[i - 2 : i + 3].mean() for i in range(2, 18))]
+    np.testing.assert_allclose(plots.centred(noise, 2), expected)
+    np.testing.assert_allclose(plots.centred(noise, 0), noise)
+    assert [plots.reach(n) for n in (3, 21, 41, 81, 141)] == [0, 2, 5, 10, 10]
 
 
 def test_final_scores_draws_the_exact_return_of_every_seed(v1):
@@ -155,8 +184,11 @@ def test_variants_look_different_and_methods_keep_theirs():
 
 
 def test_learning_curve_against_x_in_given_looks():
-    """Two seeds that ask at different paces: on the grid of the first, as far as both go, the second in between."""
-    runs = [record("mask", [0, 40, 80], [0, 1, 2]), record("mask", [0, 60, 120], [0, 3, 6])]
+    """Two seeds that ask at different paces: on the grid of the first, as far as both go, the second in between.
+
+    Each ends with its final policy's return, not with its last evaluation's.
+    """
+    runs = [record("mask", [0, 40, 80], [0, 1, 9], final=2.0), record("mask", [0, 60, 120], [0, 3, 9], final=6.0)]
     looks = plots.variants({"mask": "a mask"})
     ax = plots.learning_curve(plt.subplots()[1], runs, looks=looks, x=lambda run: run.curve["oracle_calls"])
     (line,) = ax.lines
@@ -189,17 +221,25 @@ def test_final_strip_shows_exact_scores_their_mean_and_the_plateau():
 def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
     """Exact returns at two of three evaluations; a run of which one seed has none falls back to the episodes' means."""
     nan = float("nan")
-    runs = [record("mask", [0] * 3, [-70, -60, -50], exact_return=[-71, nan, -51]),
-            record("ar-iar", [0] * 3, [-70, -60, -40], exact_return=[-71, nan, -41]),
-            record("ar-iar", [0] * 3, [-70, -60, -40])]  # fmt: skip
+    runs = [record("mask", [0] * 3, [-70, -60, -50], exact=-52.0, exact_return=[-71, nan, -51]),
+            record("ar-iar", [0] * 3, [-70, -60, -40], final=-41.0, exact_return=[-71, nan, -41]),
+            record("ar-iar", [0] * 3, [-70, -60, -40], final=-43.0)]  # fmt: skip
     mask, ar = plots.learning_curve(plt.subplots()[1], runs).lines
-    assert (mask.get_xdata().tolist(), mask.get_ydata().tolist()) == ([0, 20], [-71, -51])
-    assert (ar.get_xdata().tolist(), ar.get_ydata().tolist()) == ([0, 10, 20], [-70, -60, -40])
+    assert (mask.get_xdata().tolist(), mask.get_ydata().tolist()) == ([0, 20], [-71, -52])
+    assert (ar.get_xdata().tolist(), ar.get_ydata().tolist()) == ([0, 10, 20], [-70, -60, -42])
     names = {"mask": "MASK", "ar-iar": "AR+IAR"}
-    said = " Curves: exact returns, but for AR+IAR: means over episodes."
-    assert plots.returns_drawn(runs, names) == said
-    assert plots.returns_drawn(runs[:1], names) == " Curves: exact returns." and not plots.returns_drawn(
-        runs[1:], names
-    )
+    assert plots.returns_drawn(runs[:1], names) == " Returns: exact. Lines end at the final policies, exact."
+    said = plots.returns_drawn(runs, names)
+    assert said.startswith(" Returns: a point is an evaluation of 4 episodes; exact: MASK. Lines")
+    assert said.endswith("Lines end at the final policies, exact but for AR+IAR: 8 episodes.")
+    assert plots.returns_drawn(runs[1:], names).endswith("the final policies, 8 episodes.")
+    long = runs[2]._replace(curve=pd.concat([runs[2].curve] * 47))
+    assert "the mean of 1 to 21 evaluations of 4 episodes around it" in plots.returns_drawn([*runs, long], names)
     all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
     assert plots.return_column([all_nan]) == "eval_return_mean"
+
+
+def test_a_figure_drawn_from_tables_names_them(tmp_path):
+    plots.save(plt.figure(), tmp_path / "one", tables=["data/benchmarks/a.csv", "data/benchmarks/b.csv"])
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.text["Description"] == "Drawn from data/benchmarks/a.csv, data/benchmarks/b.csv."

@@ -17,6 +17,7 @@ from flowrl.study.records import (
     by_environment,
     by_label,
     caption,
+    figures,
     final_scores,
     gain,
     load,
@@ -129,7 +130,8 @@ def test_caption_names_scale_seeds_steps_and_stale_records_and_sources_the_commi
     text = caption(found)
     assert text == "Line: the one run. Scale smoke: 1 seed a run, 3,200 environment steps."
     said = sources(found)
-    assert said.startswith(text) and "Records of commit 0123456." in said and "over 4 episodes" in said
+    made = text.removeprefix("Line: the one run. ")
+    assert said.startswith(made) and "Records of commit 0123456." in said and "over 4 episodes" in said
     assert "WARNING" not in text
     found = load("figA2b", fake_records("figA2b", env_digest="old", dirty=True), "quick")
     assert "3 seeds a run (iar-a2c 2), 200,000" in caption(found[1:])
@@ -169,3 +171,9 @@ def test_a_commit_is_of_this_project_or_there_is_none(tmp_path, monkeypatch, ins
 def test_a_record_names_no_machine():
     assert records.portable(str(records.ROOT / "data/cities/unseen-1.json")) == "data/cities/unseen-1.json"
     assert records.portable("ERA-v1") == "ERA-v1" and records.portable("/elsewhere/city.json") == "/elsewhere/city.json"
+
+
+def test_an_experiment_without_a_figure_is_in_none():
+    """`plateau` is drawn by Figure 5 and says so: figure: null."""
+    drawn = figures("06_constrained")
+    assert "fig5" in drawn and None not in drawn and not any("plateau" in names for names in drawn.values())

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from .city import City
 
-RESOURCES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#882255", "#000000", "#7F7F7F", "#8C564B")
-SERVED, MISSED, ROAD, INK = "#009E73", "#D55E00", "#B8BCC4", "#30343B"
+RESOURCES = ("#651364", "#D802AC", "#6E87FF", "#96470C", "#19AA5E", "#6E0B25", "#0105BF", "#4755FE")
+SERVED, MISSED, ROAD, INK = "#2AA84F", "#8B0000", "#B8BCC4", "#30343B"
 
 
 def layout(hops: np.ndarray, tries: int = 20) -> np.ndarray:

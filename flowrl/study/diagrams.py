@@ -20,12 +20,13 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..envs.city import City
-from ..envs.draw import INK, RESOURCES, ROAD, places
+from ..envs.draw import INK, MISSED, RESOURCES, ROAD, SERVED, places
 from . import plots
-from .plots import GREY, METHODS, REFERENCES, STYLE
+from .plots import GREY, METHODS, PAGE, REFERENCES, STYLE, Method, page
 
-BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe; the others are no method's
-GOLD, GREEN, RED, PALE = "#D2B43C", "#2E7D32", "#D20F3C", "#F4F6F8"
+BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe
+RED = plots.CORRECTIONS["paper"].colour  # of the printed correction
+YES, NO, PALE = SERVED, MISSED, "#F4F6F8"  # what the oracle says
 MOST_NUMBERED = 16  # districts on a map; the numbers of more could not be read
 
 
@@ -72,11 +73,11 @@ def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
     if not (refused and step == 3):
         ax.plot(*action, "o", color=BLUE, markersize=10, alpha=0.35 if refused and step == 2 else 1)
     if step == 2:
-        mark, colour = ("✗", RED) if refused else ("✓", GREEN)
+        mark, colour = ("✗", NO) if refused else ("✓", YES)
         ax.text(action[0] + 0.34, action[1] + 0.34, mark, color=colour, fontsize=11, fontfamily="DejaVu Sans",
                 ha="center", va="center")  # fmt: skip
     if step == 3 and action == CARRIED_OUT:
-        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=GOLD, markeredgewidth=3)
+        ax.plot(*action, "o", markersize=16, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=3)
 
 
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
@@ -133,9 +134,9 @@ def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> 
     for j in range(DRAWS):
         y, colour = TOP - GAP * j, BLUE if j in keep else "#C9CED6"
         ax.add_patch(Circle((x, y), 0.135, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
-        _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=10, color="white", zorder=4)
+        _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=11.5, color="white", zorder=4)
         if j == ring:
-            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=GOLD, linewidth=3, zorder=5))
+            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=INK, linewidth=3, zorder=5))
 
 
 def _acting(ax: Axes) -> None:
@@ -147,12 +148,12 @@ def _acting(ax: Axes) -> None:
     _note(ax, 3.58, middle + 0.24, "$S$ draws", fontsize=11.5)
     _draws(ax, 4.2, range(DRAWS))
     _arrow(ax, (4.47, middle), (5.2, middle))
-    _box(ax, 5.2, 4.2, 1.6, 1.45, GREEN, "oracle", "is $a_j$ valid", "in state $s$?")
+    _box(ax, 5.2, 4.2, 1.6, 1.45, YES, "oracle", "is $a_j$ valid", "in state $s$?")
     _arrow(ax, (6.8, middle), (7.6, middle))
     _note(ax, 7.18, middle + 0.24, "yes / no")
     _draws(ax, 7.9, VALID, EXECUTED)
     for j in range(DRAWS):
-        mark, colour = ("✓", GREEN) if j in VALID else ("✗", RED)
+        mark, colour = ("✓", YES) if j in VALID else ("✗", NO)
         _note(ax, 8.26, TOP - GAP * j, mark, fontsize=14, color=colour, fontfamily="DejaVu Sans")
     _arrow(ax, (8.45, executed), (10.0, executed))
     _note(ax, 9.2, executed + 0.34, "one of the $l$", "valid, uniformly")
@@ -195,7 +196,7 @@ def _weights(ax: Axes) -> None:
 def _weight_bars(ax: Axes, base: float, weights: np.ndarray, colour: str, name: str, text: Sequence[str]) -> None:
     ax.bar(4.6 + 0.33 * np.arange(DRAWS), 0.42 * weights, 0.24, bottom=base, color=colour, zorder=3)
     ax.plot((4.4, 7.1), (base, base), color=INK, linewidth=0.9, zorder=4)
-    _note(ax, 4.4, base - 0.36, name, ha="left", fontsize=11, color=colour)
+    _note(ax, 4.4, base - 0.36, name, ha="left", fontsize=11.5, color=colour)
     _note(ax, 7.3, base + 0.16, *text, ha="left")
 
 
@@ -242,7 +243,7 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
         label, side = (f"$S$ = {n_draws}", "right") if n_draws == max(printed) else (f"{n_draws}", "center")
         ax.annotate(label, place, ha=side, va="center", color=shade, fontsize=9.5, bbox=box)
     ax.plot(mass, leave_one_out, color=UNBIASED, linewidth=2.8)
-    ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 9), color=UNBIASED, textcoords="offset points")
+    ax.annotate("leave-one-out: 1 for every $S$", (mass[0], 1), (4, 4), color=UNBIASED, textcoords="offset points")
     for i, (name, (low, high)) in enumerate(ranges.items()):
         y = -1.15 * max(printed) / 2**i
         ax.plot((low, high), (y, y), color=GREY, linewidth=5, solid_capstyle="butt")
@@ -283,35 +284,27 @@ def ascents(ax: Axes, returns: Mapping[str, np.ndarray], best: float) -> Axes:
 
 
 def corrections() -> tuple[Figure, np.ndarray]:
-    """A figure with three axes for the above, the first two sharing y."""
-    with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained", width_ratios=(1, 1.25, 1))
-    return fig, axes
+    """A figure with three axes for the above, the first two above, sharing y, and a place for a legend."""
+    with page():
+        fig, axes = plt.subplots(2, 2, figsize=(PAGE, 6.2), layout="constrained", width_ratios=(1, 1.15))
+        axes[1, 1].axis("off")
+    return fig, axes.flat
 
 
 # ---------------------------------------------------------------------------------------------- estimators of log π
 
 
-class EstimatorLook(NamedTuple):
-    """How an estimator of log π or of its gradient is shown."""
-
-    colour: str
-    marker: str
-    dashes: str
-    name: str
-
-
-Looks = Mapping[str, EstimatorLook]
+Looks = Mapping[str, Method]
 
 
 def _estimators(ax: Axes, y: Any, low: Any, high: Any, found: Any, looks: Looks) -> None:
     """Series by (x, estimator): a line each, bars from low to high, open markers where nothing was found."""
     y, low, high, found = (column.unstack() for column in (y, low, high, found))
     for name in (name for name in looks if name in y):
-        colour, marker, dashes, label = looks[name]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 7}
+        look = looks[name]
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
         bars = (y[name] - low[name]).clip(lower=0), (high[name] - y[name]).clip(lower=0)
-        ax.errorbar(range(len(y)), y[name], bars, linestyle=dashes, capsize=2, label=label, **style)
+        ax.errorbar(range(len(y)), y[name], bars, linestyle=look.dashes, capsize=2, label=look.name, **style)
         ax.plot(range(len(y)), y[name].where(~found[name]), linestyle="", markerfacecolor="white", zorder=4, **style)
     ax.set_xticks(range(len(y)), y.index)
 
@@ -347,8 +340,8 @@ def spread_of_score(ax: Axes, score: pd.DataFrame, looks: Looks) -> Axes:
 
 def estimators(columns: Sequence[tuple[pd.DataFrame, pd.DataFrame, str, str]], looks: Looks) -> Figure:
     """The three above, a column for each (value, score, title, name of x), of the x that the scores have."""
-    with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(3, len(columns), figsize=(11, 11.5), sharex="col", layout="constrained", squeeze=False)
+    with page():
+        fig, axes = plt.subplots(3, len(columns), figsize=(PAGE, 8), sharex="col", layout="constrained", squeeze=False)
         for (top, middle, bottom), (value, score, title, x) in zip(axes.T, columns, strict=True):
             scored = value.index.get_level_values(0).isin(score.index.get_level_values(0))
             bias_of_log_prob(top, value.loc[scored], looks).set_title(title)
@@ -362,7 +355,7 @@ def estimators(columns: Sequence[tuple[pd.DataFrame, pd.DataFrame, str, str]], l
             ax.set_ylabel(name)
         title = "solid: log π estimated, then differentiated      dashed: ∇log π alone, unbiased"
         handles = axes[1, 0].get_legend_handles_labels()
-        fig.legend(*handles, title=title, loc="outside upper center", ncols=7, columnspacing=1.2, handlelength=2.4)
+        fig.legend(*handles, title=title, title_fontsize=8.5, loc="outside upper center", ncols=3, handlelength=3.4)
     return fig
 
 
@@ -373,8 +366,8 @@ def pathwise(side: np.ndarray, p_2: np.ndarray, action: tuple[int, int],
     p_2 (n, n): P(a_2 | v_1) over v_12 − v_11 and v_13 − v_11, each in `side` (n,); action: a_1, a_2, from 1; scores by
     name: two coordinates a draw, (m, 2), and a colour; exact (2,).
     """
-    with plt.rc_context(STYLE):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
+    with page():
+        fig, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 3), layout="constrained", width_ratios=(1.2, 1))
         image = left.pcolormesh(side, side, p_2.T, cmap="cividis", rasterized=True)
         fig.colorbar(image, label=f"$p_2$ of $a_2$ = {action[1]}")
         most = float(side[-1])
@@ -384,11 +377,11 @@ def pathwise(side: np.ndarray, p_2: np.ndarray, action: tuple[int, int],
         for a, (x, y) in enumerate(((-0.6, -0.6), (0.5, -0.5), (-0.5, 0.5)), 1):
             left.text(x * most, y * most, f"$a_1$ = {a}", color="white", ha="center", bbox=box)
         left.set(xlabel="$v_{12} - v_{11}$", ylabel="$v_{13} - v_{11}$")
-        left.set_title(f"$p_2$ over $v_1$; only region $a_1$ = {action[0]} matters on the right")
+        left.set_title(f"$p_2$ over $v_1$; right, only region $a_1$ = {action[0]}")
         left.grid(False)
         for name, (found, colour) in scores.items():
             right.plot(*found.T, ".", color=colour, markersize=4, alpha=0.5, label=name)
-        right.plot(*exact, "k+", markersize=14, markeredgewidth=2, label="exact")
+        right.plot(*exact, "k+", markersize=11, markeredgewidth=2, label="exact")
         right.set(xlim=(-3, 1.5), ylim=(-3, 1.5), title="scores of $a$ = ({}, {})".format(*action))
         right.set_xlabel(rf"$\partial/\partial\mu_{{1{action[0]}}}$")
         right.set_ylabel(rf"$\partial/\partial\mu_{{2{action[1]}}}$")
@@ -414,12 +407,12 @@ def city_map(ax: Axes, city: City, frequency: np.ndarray, stay: Sequence[int]) -
     for k, (x, y) in enumerate(place):
         colour = "white" if dark[k] else INK
         if city.districts <= MOST_NUMBERED:
-            ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=10, color=colour, zorder=4)
+            ax.annotate(str(k), (x, y), ha="center", va="center", fontsize=8, color=colour, zorder=4)
         here = [r for r, district in enumerate(stay) if district == k]
         for slot, r in enumerate(here):
             box = {"boxstyle": "round,pad=0.25", "facecolor": RESOURCES[r % len(RESOURCES)], "edgecolor": "white"}
             shift = (15 * (slot - (len(here) - 1) / 2), 17)
-            ax.annotate("ABCDEFGH"[r], (x, y), shift, textcoords="offset points", ha="center", va="center", fontsize=9,
+            ax.annotate("ABCDEFGH"[r], (x, y), shift, textcoords="offset points", ha="center", va="center", fontsize=8,
                         color="white", weight="bold", zorder=5, bbox=box)  # fmt: skip
     ax.margins(0.12)
     ax.set_aspect("equal", adjustable="datalim")
@@ -439,20 +432,22 @@ def neighbourhoods(ax: Axes, city: City, values: np.ndarray, most: float, colour
 
 
 def covered(city: City, shares: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> Figure:
-    """Maps side by side: what share of the emergencies strikes each district, then, by policy, how often it is covered.
+    """Maps, three a row: what share of the emergencies strikes each district, then, by policy, how often it is covered.
 
-    shares: by policy (K,) of steps; titles: a line for each.
+    shares: by policy (K,) of steps; titles: a line for each. Colour bars take the place that five maps leave.
     """
-    with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(1, 1 + len(shares), figsize=(2.5 * (1 + len(shares)), 2.5), layout="constrained")
-        struck = city.transition[-1]
-        bar = fig.colorbar(neighbourhoods(axes[0], city, struck, struck.max(), "Reds"), ax=axes[0], shrink=0.7)
-        bar.ax.tick_params(labelsize=8)
-        axes[0].set_title("share of the emergencies")
-        for ax, (name, share) in zip(axes[1:], shares.items(), strict=True):
-            shade = neighbourhoods(ax, city, share, 1.0)
+    with page():
+        rows, struck = -(-(2 + len(shares)) // 3), city.transition[-1]
+        fig, axes = plt.subplots(rows, 3, figsize=(PAGE, 2.3 * rows), layout="constrained")
+        reds = neighbourhoods(axes.flat[0], city, struck, struck.max(), "Reds")
+        axes.flat[0].set_title("share of the emergencies")
+        for ax, (name, share) in zip(axes.flat[1:], shares.items(), strict=False):
+            blues = neighbourhoods(ax, city, share, 1.0)
             ax.set_title(titles[name])
-        fig.colorbar(shade, ax=axes[1:], label="share of steps covered", shrink=0.7)
+        for ax in axes.flat[1 + len(shares) :]:
+            ax.axis("off")
+        for left, shade, label in ((0.02, reds, "share of the emergencies"), (0.6, blues, "share of steps covered")):
+            fig.colorbar(shade, cax=axes.flat[-1].inset_axes((left, 0.05, 0.07, 0.85)), label=label)
     return fig
 
 
@@ -462,10 +457,10 @@ def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:
         returns = [exact[key] for key in REFERENCES]
         ax.plot((min(returns), max(returns)), (y, y), color="#C9CED6", linewidth=5, solid_capstyle="round", zorder=2)
         for key, value in zip(REFERENCES, returns, strict=True):
-            marker, colour = {"optimal": ("*", "black"), "go_and_stay": ("s", GOLD), "uniform_valid": ("o", GREY)}[key]
-            ax.plot(value, y, marker, color=colour, markersize=12 if marker == "*" else 7, label=REFERENCES[key],
+            marker, colour = {"optimal": ("*", "black"), "go_and_stay": ("s", INK), "uniform_valid": ("o", GREY)}[key]
+            ax.plot(value, y, marker, color=colour, markersize=10 if marker == "*" else 6, label=REFERENCES[key],
                     markeredgecolor="white", linestyle="", zorder=3)  # fmt: skip
-        ax.annotate(f"{name}: {100 * exact['valid_fraction']:.0f} % valid", (0, y), (0, 11), fontsize=9, color=INK,
+        ax.annotate(f"{name}: {100 * exact['valid_fraction']:.0f} % valid", (0, y), (0, 8), fontsize=8, color=INK,
                     xycoords=ax.get_yaxis_transform(), textcoords="offset points")  # fmt: skip
     ax.set_ylim(len(optima) - 0.6, -0.75)
     ax.set_yticks([])
@@ -476,19 +471,23 @@ def worth(ax: Axes, optima: Mapping[str, dict[str, float]]) -> Axes:
 
 def cities(groups: Mapping[str, Mapping[str, dict[str, float]]], frequencies: Mapping[str, np.ndarray],
            stays: Mapping[str, Sequence[int]]) -> Figure:  # fmt: skip
-    """A column a city: its map above, what its variants are worth below (`worth`); all by the city's name."""
-    with plt.rc_context(STYLE):
-        n = len(groups)
-        fig, axes = plt.subplots(2, n, figsize=(2.5 * n, 5.8), squeeze=False, height_ratios=(1.35, 1),
-                                 layout=ConstrainedLayoutEngine(h_pad=0.1))  # fmt: skip
-        for column, (name, optima) in zip(axes.T, groups.items(), strict=True):
+    """Three cities a row: each one's map above, what its variants are worth below (`worth`); all by the city's name."""
+    with page():
+        rows = len(groups) // 3 + 1  # there is a place left, the colour bar's
+        fig, axes = plt.subplots(2 * rows, 3, figsize=(PAGE, 4.6 * rows), squeeze=False, height_ratios=(1.3, 1) * rows,
+                                 layout=ConstrainedLayoutEngine(h_pad=0.08))  # fmt: skip
+        for ax in axes.flat:
+            ax.axis("off")
+        pairs = [(axes[2 * row, i], axes[2 * row + 1, i]) for row in range(rows) for i in range(3)]
+        for (above, below), (name, optima) in zip(pairs, groups.items(), strict=False):
             city = City.load(name)
-            shade = city_map(column[0], city, frequencies[name], stays[name])
-            worth(column[1], optima)
+            shade = city_map(above, city, frequencies[name], stays[name])
+            below.axis("on")
+            worth(below, optima)
             size = f"{city.districts}$^{city.resources}$ = {city.allocations:,} actions"
-            column[0].set_title(f"{name}\n", fontweight="bold")
-            column[0].text(0.5, 1.02, size, transform=column[0].transAxes, ha="center", fontsize=10, color=GREY)
-        fig.colorbar(shade, ax=axes[0], label="severity", fraction=0.012, pad=0.01)
-        handles = dict(zip(*reversed(axes[1, 0].get_legend_handles_labels()), strict=True))
+            above.set_title(f"{name}\n", fontweight="bold")
+            above.text(0.5, 1.02, size, transform=above.transAxes, ha="center", fontsize=8, color=GREY)
+        handles = dict(zip(*reversed(pairs[0][1].get_legend_handles_labels()), strict=True))
         fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+        fig.colorbar(shade, cax=pairs[len(groups)][0].inset_axes((0.1, 0.05, 0.06, 0.85)), label="severity")
     return fig

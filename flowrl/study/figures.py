@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
 
 from . import records
 from .plan import experiments, titles
@@ -99,11 +101,13 @@ def _legend(fig: Figure, axes: Sequence[Axes], spare: Axes | None = None, ncols:
         spare.legend(list(handles.values()), list(handles), loc="center", handlelength=3.2)
 
 
-def _words(fig: Figure, experiment: str, runs: list[Record], drawn: str = "", note: str = "") -> None:
-    """The experiment's title above the figure, its caption below."""
+def _words(
+    fig: Figure, experiment: str, runs: list[Record], drawn: str = "", note: str = "", see: str | None = None
+) -> None:
+    """The experiment's title above the figure, its caption below, which begins with `see`, by default its own."""
     described = experiments(EXPERIMENTS)[experiment]
     fig.suptitle(textwrap.fill(described["title"], int(fig.get_figwidth() * 12)), fontsize=10)
-    _caption(fig, described.get("see", ""), runs, names(experiment, runs), drawn, note)
+    _caption(fig, described.get("see", "") if see is None else see, runs, names(experiment, runs), drawn, note)
 
 
 def _caption(fig: Figure, see: str, runs: list[Record], called: dict[str, str], drawn: str, note: str) -> None:
@@ -118,9 +122,11 @@ def _exact(experiment: str, runs: list[Record]) -> str:
 
 
 def _steps(axes: Sequence[Axes], n_columns: int, xlabel: str = "environment steps") -> None:
-    """Name x below the lowest axes of each column, and nowhere else."""
+    """Name x, and show its ticks, below the lowest axes of each column, and nowhere else."""
     for i, ax in enumerate(axes):
-        ax.set_xlabel(xlabel if i >= len(axes) - n_columns else "")
+        lowest = i >= len(axes) - n_columns
+        ax.set_xlabel(xlabel if lowest else "")
+        ax.tick_params(labelbottom=lowest or ax.xaxis.get_tick_params()["labelbottom"])
 
 
 def environment(ax: Axes, runs: list[Record], shown: dict[str, Method]) -> dict[str, float]:
@@ -128,9 +134,9 @@ def environment(ax: Axes, runs: list[Record], shown: dict[str, Method]) -> dict[
     runs_scored, known = [scored(run) for run in runs], runs[0].facts["reference"]
     learning_curve(ax, runs_scored, looks=shown)
     ends = final_scores(ax, runs_scored, shown)
-    lowest = min(run.curve["eval_return_mean"].min() for run in runs_scored)
+    lowest = min(np.min(line.get_ydata()) for line in ax.lines)
     stretch(ax, "y")
-    ax.set_ylim(min(-0.1, max(lowest, -1)) - 0.1, 1.05)
+    ax.set_ylim(min(-0.1, max(lowest, -1)) - 0.1, 1.02)
     worth = {key: f"{name} ({known[key]:.0f})".replace("-", "−") for key, name in REFERENCES.items()}
     reference_lines(ax, runs_scored[0].facts["reference"], worth)
     ax.set_title(place(runs), fontweight="bold")
@@ -166,25 +172,31 @@ def front(runs: list[Record]) -> Figure:
 
 def curves(
     experiment: str, runs: list[Record], lines: dict[str, dict[str, float]] | None = None, column: str | None = None,
-    ylabel: str = "return of an episode",
+    ylabel: str = "return of an episode", see: str | None = None,
 ) -> Figure:  # fmt: skip
     """A panel an environment: a column against environment steps; `lines`: values by name to draw in its panel.
+    see: what to see first, by default the experiment's.
 
-    Names stand at the ends of the lines where there is room for them, else in a legend.
+    Beside returns a marker for each seed's final policy. Names stand at the ends of the lines: in each panel where
+    there are two at most, else in the last one; in a legend where that has not all of them.
     """
     with page():
         groups, shown = by_environment(runs), looks(experiment, runs)
         fig, axes, spare = _panels(len(groups), 2.6 if len(groups) < 3 else 2.1, sharey=len(groups) > 2)
         for ax, (name, group) in zip(axes, groups.items(), strict=True):
             learning_curve(ax, group, column, shown).set_title(place(group), fontweight="bold")
+            if column is None:
+                final_scores(ax, group, shown)
             _levels(ax, (lines or {}).get(name, {}))
         _steps(axes, 3 if len(groups) > 4 else 2 if len(groups) == 4 else len(groups))
         fig.supylabel(ylabel, fontsize=8.5)
-        _words(fig, experiment, runs, note="" if column else _exact(experiment, runs))
-        if len(groups) > 2 and len(shown) > 1:
+        drawn, note = ("", "") if column else (curves_drawn(runs) + FINAL, _exact(experiment, runs))
+        _words(fig, experiment, runs, drawn, note, see)
+        whole = set(by_label(list(groups.values())[-1])) == set(shown)  # the last panel has all of them
+        if len(groups) > 2 and not whole:
             _legend(fig, axes, spare, 6)
         fig.draw_without_rendering()
-        for ax in axes if len(groups) <= 2 else ():
+        for ax in axes if len(groups) <= 2 else axes[-1:] * whole:
             ends = line_ends(ax)
             name_ends(ax, {look.name: ends[look.name] for look in shown.values() if look.name in ends})
     return fig
@@ -194,7 +206,7 @@ def _levels(ax: Axes, levels: dict[str, float]) -> None:
     """Lines at known values, black, named above the highest and below the others, from left to right."""
     for i, (what, value) in enumerate(levels.items()):
         ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.1)
-        side, gap = ("bottom", 2) if value == max(levels.values()) else ("top", -2)
+        side, gap = ("bottom", 2) if value == max(levels.values()) else ("top", -4)
         where: dict[str, Any] = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side)
         ax.annotate(what, (0.02, value), (0, gap), **where, fontsize=8, color=GREY, path_effects=HALO)
 
@@ -217,12 +229,30 @@ def costs(experiment: str, runs: list[Record], seconds: pd.DataFrame) -> Figure:
             row[0].locator_params(axis="x", nbins=3)
         _steps_of_costs(axes)
         fig.supylabel(SCORE, fontsize=8.5)
-        note = " Seconds were timed apart, with either oracle in one run." + returns_drawn(
-            runs, names(experiment, runs)
-        )
-        _words(fig, experiment, runs, note=note)
-        _legend(fig, list(axes.flat), ncols=4)
+        note = f" Seconds were timed apart, with either oracle in one run.{_left_out(runs, pace, shown)}"
+        _words(fig, experiment, runs, note=note + returns_drawn(runs, names(experiment, runs)))
+        if len(groups) > 1:
+            _legend(fig, list(axes.flat), ncols=4)
+        fig.draw_without_rendering()
+        for ax in axes.flat if len(groups) == 1 else ():
+            ends = line_ends(ax)
+            name_ends(ax, {look.name: ends[look.name] for look in shown.values() if look.name in ends})
     return fig
+
+
+def _judging(runs: list[Record]) -> list[Record]:
+    """The runs that call an oracle."""
+    return [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
+
+
+def _left_out(runs: list[Record], pace: pd.Series, shown: dict[str, Method]) -> str:
+    """For a caption: who is in some panels of costs only. pace: as in `costs`, by environment, too."""
+    groups, judging = by_label(runs), by_label(_judging(runs))
+    timed = set(pace.xs("one at a time", level="oracle").index.get_level_values("method"))
+    silent = [shown[label].name for label in groups if label not in judging]
+    untimed = [shown[label].name for label in judging if label not in timed]
+    text = f" {', '.join(silent)} calls no oracle." * bool(silent)
+    return text + f" Not timed with an oracle that judges one by one: {', '.join(untimed)}." * bool(untimed)
 
 
 def _spent(row: Sequence[Axes], runs: list[Record], pace: pd.Series, shown: dict[str, Method]) -> None:
@@ -231,15 +261,19 @@ def _spent(row: Sequence[Axes], runs: list[Record], pace: pd.Series, shown: dict
     def spent(oracle: str) -> Callable[[Record], pd.Series]:
         return lambda run: run.curve["env_steps"] * pace[run.facts["label"], oracle]
 
-    calling = [run for run in runs if run.curve["oracle_calls"].iloc[-1] > 0]
-    timed = [run for run in calling if (run.facts["label"], "one at a time") in pace.index]
+    judging = _judging(runs)
+    timed = [run for run in judging if (run.facts["label"], "one at a time") in pace.index]
     learning_curve(row[0], runs, looks=shown)
-    learning_curve(row[1], calling, looks=shown, x=lambda run: run.curve.oracle_calls, log=True)
+    learning_curve(row[1], judging, looks=shown, x=lambda run: run.curve.oracle_calls, log=True)
     learning_curve(row[2], runs, looks=shown, x=spent("batched"), log=True)
     learning_curve(row[3], timed, looks=shown, x=spent("one at a time"), log=True)
     for i, ax in enumerate(row):
         stretch(ax, "y")
-        ax.set_ylim(-0.4, 1.05)
+        ax.set_ylim(-0.4, 1.02)
+        ax.set_xlim(right=ax.get_xlim()[1] * (1.25 if i else 1.04))  # the ends of lines stand free
+        if i and np.divide(*ax.get_xlim()[::-1]) < 100:
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # else one tick might be all
+            ax.xaxis.set_major_formatter("{x:g}")
         reference_lines(ax, runs[0].facts["reference"], {} if i else dict(list(REFERENCES.items())[:2]))
 
 
@@ -254,18 +288,23 @@ def against(
     experiment: str, runs: list[Record], x: Sequence[float], xlabel: str, panels: dict[str, Sequence[float]],
     note: str = "",
 ) -> Figure:  # fmt: skip
-    """A panel an entry of `panels` (its title: a value a run), a marker a run, against x on a logarithmic axis."""
+    """A panel an entry of `panels` (its title: a value a run), a marker a run, against x on a logarithmic axis.
+
+    Markers of different runs at one x stand side by side, so that none hides another.
+    """
     shown, labels = looks(experiment, runs), np.array([run.facts["label"] for run in runs])
+    x = np.asarray(x, dtype=float)
+    apart = np.exp(0.035 * np.log(x.max() / x.min()) * (np.arange(len(shown)) - (len(shown) - 1) / 2))
     with page():
         fig, axes, spare = _panels(len(panels), 2.1, sharex=True)
         for ax, (title, values) in zip(axes, panels.items(), strict=True):
-            for label, look in shown.items():
+            for factor, (label, look) in zip(apart, shown.items(), strict=True):
                 its = labels == label
-                ax.plot(np.asarray(x)[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
+                ax.plot(factor * x[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
                         fillstyle=look.fill, label=look.name)  # fmt: skip
             ax.set(xscale="log", title=textwrap.fill(title, 34))
         _steps(axes, 2 if len(axes) == 4 else 3, xlabel)
-        _words(fig, experiment, runs, "Markers: one a seed", note)
+        _words(fig, experiment, runs, "Markers: one a seed, side by side at one x", note)
         _legend(fig, axes, spare)
     return fig
 
@@ -304,11 +343,12 @@ def _usual(groups: dict[str, list[Record]]) -> list[Record]:
 
 
 def _line_samples(ax: Axes, shown: list[Method]) -> None:
-    """Left of every row of a strip the line of its run."""
-    ax.tick_params(axis="y", length=0, pad=34)
-    place = ax.get_yaxis_transform()
+    """Left of every row of a strip the line of its run, long enough to show its dashes."""
+    ax.tick_params(axis="y", length=0, pad=42)
+    points = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans + ScaledTranslation(0, 0, ax.transAxes)
+    place = blended_transform_factory(points, ax.transData)
     for row, (_, colour, dashes, *_) in enumerate(shown):
-        ax.plot((-0.06, -0.006), (row, row), color=colour, linestyle=dashes, transform=place, clip_on=False)
+        ax.plot((-38, -4), (row, row), color=colour, linestyle=dashes, transform=place, clip_on=False)
 
 
 def factors(runs: dict[str, list[Record]], title: str, see: str) -> Figure:

@@ -13,10 +13,15 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .plots import GREY, HALO, ORDERED, PAGE, VARIANTS, Method, line_ends, method, name_ends, page
+from ..envs.draw import MISSED, SERVED
+from .plots import ESTIMATORS, GREY, HALO, ORDERED, PAGE, VARIANTS, Method, line_ends, method, name_ends, page
 
-SCORES = {"latent": "latent score", "rb_64": "averaged, S = 64", "pathwise_1": "pathwise, N = 1",
-          "pathwise_64": "pathwise, N = 64"}  # fmt: skip
+SCORES = {  # the columns of a table of spreads
+    "latent": ESTIMATORS["latent"],
+    "rb_64": ESTIMATORS["rb"]._replace(name="averaged, S = 64"),
+    "pathwise_1": ESTIMATORS["pathwise"]._replace(name="pathwise, N = 1", fill="none"),
+    "pathwise_64": ESTIMATORS["pathwise"]._replace(name="pathwise, N = 64"),
+}
 KERNELS = {"sweep": "sweep", "singles": "one redrawn", "pairs": "two redrawn", "slice": "slice",
            "sweep and slice": "sweep and slice"}  # fmt: skip
 
@@ -48,8 +53,8 @@ def scaling(steps: pd.DataFrame, spread: pd.DataFrame) -> Figure:
         for label, its in steps.groupby("method", sort=False):
             for ax, values in ((time, 1000 * its["seconds_per_step"]), (memory, its["peak_mb"])):
                 _line(ax, its["actions"], values, method(str(label)))
-        for look, (column, name) in zip(VARIANTS, SCORES.items(), strict=False):
-            _line(dispersion, spread["actions"], spread[column], look._replace(name=name))
+        for column, look in SCORES.items():
+            _line(dispersion, spread["actions"], spread[column], look)
         its = steps[steps["method"] == "iar-a2c"]
         share.plot(its["actions"], 100 * its["valid_fraction"], "o-", color=GREY)
         titles = {time: "milliseconds an environment step", memory: "peak memory, MB",
@@ -66,7 +71,8 @@ def scaling(steps: pd.DataFrame, spread: pd.DataFrame) -> Figure:
 
 
 def _line(ax: Axes, x, y, look: Method) -> None:
-    ax.plot(np.asarray(x), np.asarray(y), look.marker, linestyle="-", color=look.colour, label=look.name)
+    its: dict[str, Any] = dict(color=look.colour, fillstyle=look.fill, label=look.name)
+    ax.plot(np.asarray(x), np.asarray(y), look.marker, linestyle="-", **its)
 
 
 def stuck(stay: np.ndarray, none_pays: np.ndarray, ends: Mapping[str, Sequence[float]]) -> Figure:
@@ -104,8 +110,9 @@ def door(curves: Mapping[tuple[str, bool], np.ndarray], looks: Mapping[str, Meth
             axes[int(constrained)].plot(steps, drawn, linewidth=0.8, alpha=0.7, **how)
         for ax, title in zip(axes, ("no constraint", "narrow door"), strict=True):
             ax.set(title=title, xlabel="environment steps", ylim=(-0.02, 1.02), xlim=(0, None))
-            ax.legend(loc="lower right")
         axes[0].set_ylabel("P(first choice is 0)")
+        found = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+        fig.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, handlelength=3)
     return fig
 
 
@@ -145,8 +152,8 @@ def one_slice(side: np.ndarray, region: np.ndarray, tries: np.ndarray) -> Figure
         ax.contourf(side, side, region, levels=[0.5, 1.5], colors=["#cfe3d4"])
         circle = np.linspace(0, 2 * np.pi, 400)
         ax.plot(np.cos(circle), np.sin(circle), color=GREY, linewidth=1)
-        ax.plot(np.cos(tries[:-1]), np.sin(tries[:-1]), "x", color="#D20F3C", label="refused")
-        ax.plot(np.cos(tries[-1:]), np.sin(tries[-1:]), "o", color="#2E7D32", label="accepted")
+        ax.plot(np.cos(tries[:-1]), np.sin(tries[:-1]), "x", color=MISSED, label="refused")
+        ax.plot(np.cos(tries[-1:]), np.sin(tries[-1:]), "o", color=SERVED, label="accepted")
         ax.plot(1, 0, "s", color="black", label="where the chain was")
         for i, angle in enumerate(tries, 1):
             ax.annotate(str(i), (np.cos(angle), np.sin(angle)), (5, 3), textcoords="offset points", fontsize=8,

@@ -42,7 +42,7 @@ _SETTINGS = {"seeds": MOST_SEEDS, ...: object}
 _RUN = {"title": str, "method": str, "seeds": MOST_SEEDS, "scales": {...: _SETTINGS}}
 _EXPERIMENT = {
     "notebook": str, "title": str, "environments": [str], "runs": {...: (_RUN, type(None))}, "settings": _SETTINGS,
-    "scales": {...: _SETTINGS}, "figure": str, "see": str, "colour": str,
+    "scales": {...: _SETTINGS}, "figure": (str, type(None)), "see": str, "colour": str,
 }  # fmt: skip
 
 

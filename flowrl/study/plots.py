@@ -1,15 +1,14 @@
 """Looks and the parts of figures: data and an axis in, an axis out; one colour, one meaning.
 
-A method has its colour, dashes and marker for good, and so has each correction for rejection; the other variants of a
-method have colours that are none of these, and ordered quantities shades of one. Colours are told apart under the
-common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the same once more. What is drawn comes
-from records alone: nothing here trains, samples or knows an environment.
+A method has its colour, dashes and marker for good, and so has each correction for rejection and each estimator; the
+other variants of a method have colours that are no method's and no correction's, and ordered quantities shades of one.
+Colours are told apart under the common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the
+same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
 """
 
-import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +69,24 @@ VARIANTS = [  # of a method, in their order: colours that are no method's and no
     Method("", "#8C6E5A", (0, (1, 2)), "p"),
     Method("", "#3F40FC", (0, (10, 1.5, 1, 1.5)), ">"),
 ]
+ESTIMATORS = {  # of log π, or of its gradient alone
+    kind: look._replace(name=name)
+    for look, (kind, name) in zip(
+        VARIANTS,
+        {
+            "elbo": "ELBO",
+            "cubo": "CUBO",
+            "sandwich": "sandwich",
+            "iwae": "IWAE",
+            "latent": "latent score",
+            "cis": "conditional importance sampling",
+            "rb": "averaged over equal actions",
+            "pathwise": "pathwise score",
+        }.items(),
+        strict=True,
+    )
+}
+CATEGORIES = ("#3A658D", "#63BF5D", "#833018")  # the first three values of a choice
 ORDERED = "viridis_r"  # the greater the darker
 AGAIN = ("full", ""), ("none", (0, (9, 3))), ("left", (0, (1, 1.2)))  # runs that share a colour: fill and dashes
 REFERENCES = {"optimal": "optimum", "go_and_stay": "go and stay", "uniform_valid": "random"}
@@ -86,6 +103,7 @@ PLACES = {  # what figures call environments, where that is not their name
     "Pistonball-v2-cstr": "8 pistons, constrained",
     "ERA-v5-free": "ERA-v5 without constraints",
 }
+FINAL_STEP = 0.06  # of the steps, from one run's final scores to the next's
 FINAL = "; markers: each seed's final policy"
 LOWEST_SCORE = -0.5  # that a strip of final scores has room for
 SCORE_TICKS = (-0.5, 0, 0.5, 0.8, 0.9, 0.95, 1)
@@ -158,12 +176,12 @@ def variants(titles: dict[str, str]) -> dict[str, Method]:
 def coloured_by(setting: str, values: dict[str, Any], titles: dict[str, str]) -> dict[str, Method]:
     """Looks by label where the colour of a run stands for a setting, whose value in each run is given.
 
-    setting "method" or "correction": theirs; any other is a number, the greater the darker. Runs of equal value differ
-    in fill and dashes.
+    setting "method", "correction" or "estimator": theirs; any other is a number, the greater the darker. Runs of equal
+    value differ in fill and dashes.
     """
     numbers = sorted(set(values.values()))
-    if setting in ("method", "correction"):
-        known = METHODS if setting == "method" else CORRECTIONS
+    if setting in (named := {"method": METHODS, "correction": CORRECTIONS, "estimator": ESTIMATORS}):
+        known = named[setting]
     else:
         shades = map(to_hex, plt.get_cmap(ORDERED)(np.linspace(0.15, 1, len(numbers))))
         known = {n: Method("", *look) for n, *look in zip(numbers, shades, "-" * len(numbers), "osD^v<>", strict=False)}
@@ -188,15 +206,36 @@ def return_column(group: list[Record]) -> str:
 
 
 def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
-    """For a caption: of which runs the curves of returns are exact; nothing where all are means over episodes."""
-    exact = {label: [] for label in by_label(runs)}
+    """For a caption: what the points of lines of returns are, as `learning_curve` draws them, and what their ends."""
+    kinds: dict[str, set[bool]] = {label: set() for label in by_label(runs)}
     for group in by_environment(runs).values():
         for label, its in by_label(group).items():
-            exact[label].append(return_column(its) == "exact_return")
-    sampled = [names[label] for label, panels in exact.items() if not all(panels)]
-    if not any(itertools.chain(*exact.values())):
-        return ""
-    return " Curves: exact returns" + f", but for {', '.join(sampled)}: means over episodes" * bool(sampled) + "."
+            kinds[label].add(return_column(its) == "exact_return")
+    exact = [names[label] for label, kind in kinds.items() if kind == {True}]
+    sampled = [run for run in runs if False in kinds[run.facts["label"]]]
+    text = " Returns: " + "exact" * (not sampled)
+    if sampled:
+        around = _span(1 + 2 * reach(len(run.curve)) for run in sampled)
+        episodes = f"{_span(run.facts['config']['eval_episodes'] for run in sampled)} episodes"
+        means = f"the mean of {around} evaluations of {episodes} around it, fewer at the start"
+        text += f"a point is {means if around != '1' else f'an evaluation of {episodes}'}"
+        text += f"; exact: {' · '.join(exact)}" * bool(exact)
+    return f"{text}. Lines end at the final policies{_ends_drawn(runs, names)}."
+
+
+def _ends_drawn(runs: list[Record], names: dict[str, str]) -> str:
+    """What the returns of final policies are: exact, or over how many episodes."""
+    sampled = [run for run in runs if run.facts["final_exact_return"] is None]
+    whose = ", ".join(names[label] for label in by_label(sampled))
+    if not sampled:
+        return ", exact"
+    episodes = f"{_span(run.facts['config']['final_episodes'] for run in sampled)} episodes"
+    return f", {episodes}" if len(sampled) == len(runs) else f", exact but for {whose}: {episodes}"
+
+
+def _span(values: Iterable[int]) -> str:
+    """One number, or the least and the greatest of several."""
+    return " to ".join(map(str, sorted({min(found := list(values)), max(found)})))
 
 
 def scored(run: Record) -> Record:
@@ -215,7 +254,8 @@ def learning_curve(
 ) -> Axes:  # fmt: skip
     """A line a label: interquartile mean over seeds, its 95 % bootstrap interval, against environment steps or x.
 
-    column: default the return, as `return_column` says. log: x is logarithmic; lines begin at the first x above zero.
+    column: default the return, as `return_column` says; what its points are, `_curve` says. log: x is logarithmic;
+    lines begin at the first x above zero.
     """
     for label, group in by_label(runs).items():
         look = looks[label] if looks else method(label)
@@ -240,9 +280,35 @@ def learning_curve(
 
 
 def _curve(run: Record, x: pd.Series, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """x and a column of a run; of exact returns, which few evaluations have, the rows that have one."""
-    rows = run.curve[column].notna() if column == "exact_return" else slice(None)
-    return np.asarray(x[rows]), np.asarray(run.curve[column][rows])
+    """x and a column of a run. Returns, exact or by episodes, end with the final policy's, as `final_returns` has it.
+
+    Exact ones are those of the few evaluations that have one; those by episodes are `centred` means.
+    """
+    xs, values = np.asarray(x, dtype=float), np.asarray(run.curve[column], dtype=float)
+    if column not in ("exact_return", "eval_return_mean"):
+        return xs, values
+    if column == "exact_return":
+        before = np.isfinite(values) & (xs < xs[-1])
+        earlier = xs[before], values[before]
+    else:
+        means = centred(values, reach(len(values)))[: len(values) - 1]
+        earlier = xs[: len(means)], means
+    return np.append(earlier[0], xs[-1]), np.append(earlier[1], final_returns([run]))
+
+
+def reach(evaluations: int) -> int:
+    """How many evaluations on either side enter a point: ten, and no more than a quarter of the run in all."""
+    return min(10, evaluations // 8)
+
+
+def centred(values: np.ndarray, reach: int) -> np.ndarray:
+    """Means of each value (n,) and of `reach` on either side → (n − reach,): none where there are not as many after it.
+
+    At the start as many on either side as there are before: no point lags, or lies where nothing was recorded.
+    """
+    total, i = np.append(0, np.cumsum(values)), np.arange(len(values) - reach)
+    side = np.minimum(i, reach)
+    return (total[i + side + 1] - total[i - side]) / (2 * side + 1)
 
 
 def final_returns(group: list[Record]) -> np.ndarray:
@@ -254,15 +320,17 @@ def final_returns(group: list[Record]) -> np.ndarray:
 
 def final_scores(ax: Axes, runs: list[Record], looks: dict[str, Method] | None = None) -> dict[str, float]:
     """A marker a seed, right of the curves: the return of its final policy; what they are on average, by name."""
-    last, groups = max(run.facts["env_steps"] for run in runs), by_label(runs)
+    last, groups = max(run.curve["env_steps"].iloc[-1] for run in runs), by_label(runs)
     ends = {}
     for i, (label, group) in enumerate(groups.items()):
         look, returns = looks[label] if looks else method(label), final_returns(group)
-        x = np.full(len(returns), last * (1.04 + 0.04 * i))
-        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, markersize=4, markeredgewidth=0.6,
-                markeredgecolor="white" if look.fill == "full" else look.colour, zorder=5)  # fmt: skip
+        x = np.full(len(returns), last * (1.05 + FINAL_STEP * i))
+        size, edge = 10 if look.marker == "*" else 7, "white" if look.fill == "full" else look.colour
+        its: dict[str, Any] = dict(markersize=size, markeredgewidth=0.7, markeredgecolor=edge, zorder=5)
+        ax.plot(x, returns, look.marker, color=look.colour, fillstyle=look.fill, **its)
         ends[look.name] = float(returns.mean())
-    ax.set_xlim(right=last * (1.04 + 0.04 * len(groups)))
+    ax.set_xlim(right=last * (1.05 + FINAL_STEP * len(groups)))
+    ax.set_xticks([tick for tick in ax.get_xticks() if 0 <= tick <= last])  # nothing is recorded right of it
     return ends
 
 
@@ -371,10 +439,14 @@ def _final_row(ax: Axes, row: int, look: Method, scores: np.ndarray) -> None:
         ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=8, color=look.colour)
 
 
-def save(fig: Figure, stem: Path, runs: Sequence[Record] = ()) -> None:
-    """Write <stem>.pdf and <stem>.png, which name the records they are drawn from; equal figures are equal bytes."""
+def save(fig: Figure, stem: Path, runs: Sequence[Record] = (), tables: Sequence[str] = ()) -> None:
+    """Write <stem>.pdf and <stem>.png, which name what they are drawn from; equal figures are equal bytes.
+
+    runs: records; tables: files in the project's folder, named by their paths there.
+    """
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    said = sources(list(runs)) if runs else None
+    read = f"Drawn from {', '.join(tables)}." if tables else ""
+    said = " ".join(filter(None, (sources(list(runs)) if runs else "", read))) or None
     with style():
         nameless = {"CreationDate": None, "Producer": None, "Creator": None}
         fig.savefig(f"{stem}.pdf", metadata=nameless | {"Subject": said})

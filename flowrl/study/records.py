@@ -242,11 +242,15 @@ def load(
 
 
 def figures(notebook: str, path: Path = EXPERIMENTS) -> dict[str, list[str]]:
-    """The figures that a notebook draws from records, and the experiments in each: one's `figure`, else its name."""
+    """The figures that a notebook draws from records, and the experiments in each: one's `figure`, else its name.
+
+    One whose `figure` is null is in none.
+    """
     found: dict[str, list[str]] = {}
     for name, experiment in experiments(path).items():
-        if experiment["notebook"] == notebook:
-            found.setdefault(experiment.get("figure", name), []).append(name)
+        figure = experiment.get("figure", name)
+        if experiment["notebook"] == notebook and figure:
+            found.setdefault(figure, []).append(name)
     return found
 
 
@@ -340,9 +344,14 @@ def caption(records: list[Record], drawn: str = "", names: dict[str, str] | None
     drawn: what lines, bands and markers are; default as `curves_drawn` says. names: what the figure calls each run, by
     label; default the label.
     """
-    names = {record.facts["label"]: record.facts["label"] for record in records} | (names or {})
+    return f"{drawn or curves_drawn(records)}. {_made(records, names or {})}"
+
+
+def _made(records: list[Record], names: dict[str, str]) -> str:
+    """At what scale, with how many seeds and steps; a warning if stale."""
+    names = {record.facts["label"]: record.facts["label"] for record in records} | names
     text = (
-        f"{drawn or curves_drawn(records)}. Scale {_span((record.scale for record in records), str)}: "
+        f"Scale {_span((record.scale for record in records), str)}: "
         f"{_seeds_a_run(records, names)}, {_span(record.facts['config']['steps'] for record in records)} "
         "environment steps."
     )
@@ -353,11 +362,11 @@ def caption(records: list[Record], drawn: str = "", names: dict[str, str] | None
 
 
 def sources(records: list[Record]) -> str:
-    """Where a figure comes from, for its file's metadata: the caption's facts, evaluations, the records' commits."""
+    """Where a figure comes from, for its file's metadata: scale, seeds and steps, evaluations, the records' commits."""
     configs = [record.facts["config"] for record in records]
     commits = sorted({_commit(record.facts) for record in records})
     return (
-        f"{caption(records)} Evaluated every {_span(config['eval_every'] for config in configs)} steps over "
+        f"{_made(records, {})} Evaluated every {_span(config['eval_every'] for config in configs)} steps over "
         f"{_span(config['eval_episodes'] for config in configs)} episodes and at the end over "
         f"{_span(config['final_episodes'] for config in configs)}. "
         f"Records of commit {', '.join(commits)}{' (+: and changes to it)' * any('+' in c for c in commits)}."
