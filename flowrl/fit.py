@@ -238,9 +238,9 @@ def _is_batched(env: Any) -> TypeGuard[Batched]:
 
 
 def _is_named(env: Any) -> TypeGuard[str | Path]:
-    """Whether it is one of flowrl's own cities and games."""
+    """Whether it is one of flowrl's own; what gymnasium has by the same name, CartPole-v1, is gymnasium's."""
     city = str(env).removeprefix("flowrl/")
-    ours = set(envs.names()) - set(envs.CLASSIC)
+    ours = set(envs.names()) - set(gymnasium.registry)
     return isinstance(env, str | Path) and (city.endswith(".json") or city in ours or envs.is_line(city))
 
 
@@ -265,7 +265,7 @@ def _warn_of_few_valid(fitted: Fitted) -> None:
         first, last, lr = rates[0], sum(rates[-quarter:]) / quarter, fitted.config.actor_lr
         fell = f"the valid rate fell from {first:.0%} to {last:.0%}: an actor_lr smaller than {lr:g}, or "
         warnings.warn(
-            f"no draw was valid in {float(without):.0%} of the training steps: all were enumerated or the fallback was "
+            f"no draw was valid in {float(without):.0%} of the training steps: all were enumerated or the fallback "
             f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus larger than "
             f"{fitted.config.valid_bonus:g} helps",
             stacklevel=3,
