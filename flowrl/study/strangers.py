@@ -31,7 +31,8 @@ defaults (theirs in 8 copies, PPO with rollouts of 256 steps), equal steps, the 
 benchmark adds what an environment lacks: a limit of 200 steps in CliffWalking, opponents that play at random in the
 card and board games, the instance of the job shop. MaskablePPO has masks of all actions where actions are joint; PPO is
 for environments where every action is valid, A2C also for those where an invalid action is no error, MaskablePPO and
-our MASK for those with masks. {environments}.
+our MASK for those with masks. Knapsack-v0 draws its things unseeded and anew in every copy: its rows can't be repeated.
+Rows that have no commit in the file, and no share of valid draws, are older than the others. {environments}.
 
 - Returns: means over {seeds} seeds ± their standard error [the least and the greatest seed], {episodes} episodes each.
   †: the least seed earns no more than random valid actions do on average.
