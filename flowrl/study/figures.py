@@ -7,7 +7,7 @@ are made of the parts in `plots`.
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from matplotlib.transforms import Affine2D, ScaledTranslation, blended_transform_factory
+from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, blended_transform_factory
 
 from . import records
 from .plan import experiments, titles
@@ -216,7 +216,7 @@ def costs(experiment: str, runs: list[Record], seconds: pd.DataFrame) -> Figure:
 
     seconds: environment, method, oracle ("batched", "one at a time"), seconds_per_step, each oracle's timed in one run.
     """
-    pace = seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"]
+    pace = pd.Series(seconds.set_index(["environment", "method", "oracle"])["seconds_per_step"])
     groups, shown = by_environment(runs), looks(experiment, runs)
     with page():
         shape, height = ((2, 2), 2.3) if len(groups) == 1 else ((len(groups), 4), 1.6)
@@ -271,7 +271,8 @@ def _spent(row: Sequence[Axes], runs: list[Record], pace: pd.Series, shown: dict
         stretch(ax, "y")
         ax.set_ylim(-0.4, 1.02)
         ax.set_xlim(right=ax.get_xlim()[1] * (1.25 if i else 1.04))  # the ends of lines stand free
-        if i and np.divide(*ax.get_xlim()[::-1]) < 100:
+        low, high = ax.get_xlim()
+        if i and high / low < 100:
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # else one tick might be all
             ax.xaxis.set_major_formatter("{x:g}")
         reference_lines(ax, runs[0].facts["reference"], {} if i else dict(list(REFERENCES.items())[:2]))
@@ -293,14 +294,14 @@ def against(
     Markers of different runs at one x stand side by side, so that none hides another.
     """
     shown, labels = looks(experiment, runs), np.array([run.facts["label"] for run in runs])
-    x = np.asarray(x, dtype=float)
-    apart = np.exp(0.035 * np.log(x.max() / x.min()) * (np.arange(len(shown)) - (len(shown) - 1) / 2))
+    at = np.asarray(x, dtype=float)
+    apart = np.exp(0.035 * np.log(at.max() / at.min()) * (np.arange(len(shown)) - (len(shown) - 1) / 2))
     with page():
         fig, axes, spare = _panels(len(panels), 2.1, sharex=True)
         for ax, (title, values) in zip(axes, panels.items(), strict=True):
             for factor, (label, look) in zip(apart, shown.items(), strict=True):
                 its = labels == label
-                ax.plot(factor * x[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
+                ax.plot(factor * at[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
                         fillstyle=look.fill, label=look.name)  # fmt: skip
             ax.set(xscale="log", title=textwrap.fill(title, 34))
         _steps(axes, 2 if len(axes) == 4 else 3, xlabel)
@@ -345,7 +346,10 @@ def _usual(groups: dict[str, list[Record]]) -> list[Record]:
 def _line_samples(ax: Axes, shown: list[Method]) -> None:
     """Left of every row of a strip the line of its run, long enough to show its dashes."""
     ax.tick_params(axis="y", length=0, pad=42)
-    points = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans + ScaledTranslation(0, 0, ax.transAxes)
+    figure = cast(Figure, ax.figure)
+    points = (
+        Affine2D().scale(1 / 72) + figure.dpi_scale_trans + ScaledTranslation(0, 0, cast(Affine2DBase, ax.transAxes))
+    )
     place = blended_transform_factory(points, ax.transData)
     for row, (_, colour, dashes, *_) in enumerate(shown):
         ax.plot((-38, -4), (row, row), color=colour, linestyle=dashes, transform=place, clip_on=False)
