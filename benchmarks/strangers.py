@@ -406,8 +406,6 @@ def save(rows: list[dict], out: Path) -> None:
     facts = {"what": __doc__.splitlines()[0].partition(":")[0], "episodes": EPISODES}
     facts |= {"peers": {name: version(name) for name in ("stable-baselines3", "sb3-contrib") if not missing(name)}}
     path, made = out.with_suffix(".json"), provenance(torch.device("cpu"))
-    if path.exists() and (note := json.loads(path.read_text()).get("note")):  # of rows made before
-        facts["note"] = note
     facts |= {key: made[key] for key in made if key not in ("commit", "dirty")}  # these stand in each row
     path.write_text(json.dumps(facts, indent=1) + "\n")
 
