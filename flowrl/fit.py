@@ -9,6 +9,7 @@ No record is written: `python -m flowrl train` and `study.runs` do that, for the
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -252,7 +253,7 @@ def _name(env) -> str:
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, str) or not hasattr(value, "__int__") or int(value) != value:
+    if isinstance(value, str) or not hasattr(value, "__int__") or not math.isfinite(value) or int(value) != value:
         raise ValueError(f"{name} is {value!r}; it must be a whole number")
     return int(value)
 
@@ -280,7 +281,8 @@ class _KeepBest:
 
     def __call__(self, trainer: Fitted) -> None:
         every = trainer.config.eval_every
-        if trainer.env_steps // every == trainer.evaluated // every and trainer.env_steps < trainer.config.steps:
+        at_the_end = trainer.evaluated < trainer.config.steps <= trainer.env_steps
+        if trainer.env_steps // every == trainer.evaluated // every and not at_the_end:
             return
         trainer.evaluated, n = trainer.env_steps, trainer.config.eval_episodes
         batch = self.make(n, seeded(trainer.config.seed, f"env/evaluation {trainer.env_steps}", trainer.device))

@@ -131,6 +131,7 @@ def test_an_oracle_beside_the_citys_own():
         (Assignment, {"lr": 0.1}, "unknown setting 'lr'; choose one of: (actor|critic)_lr, "),
         (Assignment, {"steps": -1}, "steps is -1"),
         (Assignment, {"steps": "100"}, "steps is '100'; it must be a whole number"),
+        (Assignment, {"steps": float("inf")}, "steps is inf; it must be a whole number"),
         (Assignment, {"total_steps": 8.5}, "total_steps is 8.5; it must be a whole number"),
         (Assignment, {"callback": 3}, "callback is 3; it must be a function of the trainer"),
         (Assignment, {"seed": "x"}, "seed is 'x'"),

@@ -216,7 +216,11 @@ def test_a_mask_that_may_be_of_actions_or_of_categories_is_not_guessed(space):
     if not isinstance(space, spaces.Tuple):
         last = (every == np.array(sizes) - 1).all(1).tolist()
         assert mask_judge(rows, categories, "it")(every).tolist() == last
-        assert mask_judge([*rows], categories, "it")(every).tolist() == last
+        if sizes == (2, 2):  # a nested list of A's own shape
+            with pytest.raises(ValueError, match="which may be one an action or one a category"):
+                mask_judge([*rows], categories, "it")
+        else:
+            assert mask_judge([*rows], categories, "it")(every).tolist() == last
 
 
 class Same(Hidden):
@@ -239,7 +243,7 @@ def test_an_environments_ambiguous_mask_executes_nothing():
     assert batch.steps == 0
 
 
-@pytest.mark.parametrize("listed", [[[1, 1], [1, 0]], [np.array([1, 1]), np.array([1, 0])]])
+@pytest.mark.parametrize("listed", [[[1, 1], [1, 0]], [np.array([1, 1]), np.array([1, 0])], np.array([[1, 1], [1, 0]])])
 def test_a_list_given_to_act_that_may_be_a_mask_is_not_guessed(listed):
     batch = GymBatched(type("Pair", (Hidden,), {"action_space": spaces.MultiDiscrete([2, 2])}), 1)
     state, every = [batch._states[0]], torch.tensor([[[0, 0], [0, 1], [1, 0], [1, 1]]])

@@ -26,6 +26,7 @@ from .spaces import Categories, Observations, frozen, shown
 from .validity import (
     LISTS,
     MASKS,
+    AmbiguousMask,
     Judge,
     PerAction,
     State,
@@ -117,7 +118,8 @@ class GymBatched:
         if unscaled := self.observations.unscaled(self._states[0].observation):
             warnings.warn(
                 f"{self.name}: {', '.join(name and repr(name) for name in unscaled) or 'the observation'} is uint8, no "
-                "picture, and read unscaled; if it isn't a few codes, gymnasium.wrappers.RescaleObservation(env, 0, 1)",
+                "picture, and read unscaled; if it isn't a few codes, scale it and call it a float32 Box "
+                "(gymnasium.wrappers.TransformObservation)",
                 stacklevel=2,
             )
 
@@ -403,17 +405,20 @@ class GymBatched:
 
     def _judge_given(self, mask: Any) -> Judge:
         """The judge of a mask or a list of valid actions, which may look alike. ValueError."""
-        judges, said = [], []
+        judges, said, unclear = [], [], False
         for kind in (mask_judge, list_judge):
             try:
                 judges.append(kind(mask, self.categories, "action_mask"))
             except (ValueError, TypeError) as error:
                 said.append(str(error))
+                unclear |= isinstance(error, AmbiguousMask)
         if not judges:
             raise ValueError(said[0])
-        if len(judges) == 2 and isinstance(mask, list) and len(self.action_sizes) > 1:
+        listed = isinstance(mask, list) or (hasattr(mask, "shape") and np.asarray(mask).dtype != bool)
+        if (len(judges) == 2 or unclear) and listed and len(self.action_sizes) > 1:
             raise ValueError(
-                f"action_mask is {mask!r}, which may be a mask or a list of actions: give an array of the shape "
+                f"action_mask is {' '.join(repr(mask).split())}, which may be a mask or a list of actions: give an array "
+                "of the shape "
                 f"{self.action_sizes}, True for valid actions, or a tuple of {len(self.action_sizes)} rows"
             )
         return judges[0]
@@ -435,6 +440,7 @@ class GymBatched:
             "violations": self.violations,
             "none_valid": self.none_valid,
             "steps": self.steps,
+            "paid": None if self._paid is None else sorted(self._paid),
             "generator": self.generator.get_state(),
         }
 
@@ -447,6 +453,7 @@ class GymBatched:
         self._states = restored(state["environments"])
         self._envs = [state.env for state in self._states if state.env is not None]
         self.violations, self.none_valid, self.steps = state["violations"], state["none_valid"], state["steps"]
+        self._paid = None if state["paid"] is None else set(state["paid"])
         self._observed()
         self.generator.set_state(state["generator"].cpu())
 

@@ -92,12 +92,17 @@ def distinct_judge(judged: Callable[[np.ndarray], bool]) -> Judge:
     return judge
 
 
+class AmbiguousMask(ValueError):
+    """A mask that may be of actions or of categories."""
+
+
 def mask_judge(mask: Any, categories: Categories, where: str) -> Judge:
     """The judge of a mask: of all |A| actions (flat, or with an axis a dimension), or of each dimension's categories.
 
     The latter flat (sb3-contrib), as an array with a row a dimension, or as a tuple, list or dict of masks. Where both
     have the same length, as for two dimensions of two categories, an array of A's shape is the former and a tuple or
-    list of rows the latter. ValueError for a flat one there, for another length or shape, or other values.
+    list of rows the latter (of 2 × 2 a tuple). ValueError for a flat one there, for another length or shape, or
+    other values.
     """
     sizes, space = categories.sizes, categories.space
     apart = isinstance(mask, Mapping) or (isinstance(mask, tuple) and isinstance(space, spaces.Tuple))
@@ -110,8 +115,9 @@ def mask_judge(mask: Any, categories: Categories, where: str) -> Judge:
     flat = D == 1 or apart or (len(rows) == 1 and sum(side > 1 for side in shape) < 2)
     joint = n == math.prod(sizes) and not by_row and (flat or shape == sizes)
     single = n == sum(sizes) and (by_row or flat or {shape[-1:]} == {(size,) for size in sizes})
-    if joint and single and D > 1 and shape != sizes:
-        raise ValueError(
+    either = by_row and isinstance(mask, list) and (D, sizes[0]) == sizes  # a nested list of 2 × 2: rows, or A's shape?
+    if either or (joint and single and D > 1 and shape != sizes):
+        raise AmbiguousMask(
             f"{where} has {n} entries, which may be one an action or one a category: give the former as an array of "
             f"the shape {sizes}, the latter as a tuple of {D} rows"
         )
