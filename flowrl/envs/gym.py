@@ -417,9 +417,8 @@ class GymBatched:
         listed = isinstance(mask, list) or (hasattr(mask, "shape") and np.asarray(mask).dtype != bool)
         if (len(judges) == 2 or unclear) and listed and len(self.action_sizes) > 1:
             raise ValueError(
-                f"action_mask is {' '.join(repr(mask).split())}, which may be a mask or a list of actions: give an array "
-                "of the shape "
-                f"{self.action_sizes}, True for valid actions, or a tuple of {len(self.action_sizes)} rows"
+                f"action_mask is {' '.join(repr(mask).split())}, which may be a mask or a list of actions: give an "
+                f"array of the shape {self.action_sizes}, True for valid actions, or a tuple of {len(self.action_sizes)} rows"
             )
         return judges[0]
 
