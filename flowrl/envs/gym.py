@@ -418,7 +418,8 @@ class GymBatched:
         if (len(judges) == 2 or unclear) and listed and len(self.action_sizes) > 1:
             raise ValueError(
                 f"action_mask is {' '.join(repr(mask).split())}, which may be a mask or a list of actions: give an "
-                f"array of the shape {self.action_sizes}, True for valid actions, or a tuple of {len(self.action_sizes)} rows"
+                f"array of the shape {self.action_sizes}, True for valid actions, or a tuple of "
+                f"{len(self.action_sizes)} rows"
             )
         return judges[0]
 
