@@ -44,7 +44,7 @@ def lay_out(notebooks: Path) -> None:
             (SOURCE / path.name).symlink_to(path)
     shutil.copytree(ROOT / "docs", SOURCE / "docs")
     readme = (ROOT / "README.md").read_text()
-    order = re.findall(r"^\|.*\]\((notebooks/\w+)\.ipynb\)", readme, re.MULTILINE)
+    order = re.findall(r"^\|.*\| \[[^]]+\]\((notebooks/\w+)\.ipynb\)", readme, re.MULTILINE)
     for name in order:
         nbformat.write(with_targets(nbformat.read(notebooks / f"{Path(name).name}.ipynb", 4)), SOURCE / f"{name}.ipynb")
     trees = {

@@ -1,6 +1,7 @@
 """What `make site` lays out for Sphinx, and that a dead link, or a page that fetches from elsewhere, is found."""
 
 import importlib.util
+import re
 import subprocess
 
 import nbformat
@@ -22,6 +23,8 @@ def source(tmp_path, monkeypatch):
 def test_every_notebook_document_and_module_is_a_page(source):
     make.lay_out(ROOT / "notebooks")
     listed = (source / "index.md").read_text().split()
+    pages = [line for line in listed if re.fullmatch(r"(notebooks|docs|api)/[\w.]+", line)]
+    assert len(pages) == len(set(pages)), "a page twice in the tree"
     for folder in ("notebooks", "docs"):
         suffix = ".ipynb" if folder == "notebooks" else ".md"
         assert {f"{folder}/{path.stem}" for path in (ROOT / folder).glob(f"*{suffix}")} <= set(listed)
