@@ -32,6 +32,7 @@ LEAST_ROWS = 10  # rows of it while no episode ends
 GREEDY_DRAWS = 64  # draws, at least, of which a greedy action is the most frequent, or most probable
 MOST_STEPS = 100_000  # of an episode in an evaluation
 FORMAT = 3  # of saved files
+SOURCE = "source of valid actions"  # how a saved file calls it
 
 
 class Fitted(Trainer):
@@ -174,9 +175,9 @@ class Fitted(Trainer):
 
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
-        draws where the policy knows probabilities, else the most frequent one. Where nothing is valid, the noop that
-        `fit` was told of. Raises NoValidActionError where no valid action is found; ValueError; FloatingPointError
-        where the observation is not finite.
+        draws where the policy knows probabilities, else the most frequent one; the same for a state every time. Where
+        nothing is valid, the noop that `fit` was told of. Raises NoValidActionError where no valid action is found;
+        ValueError; FloatingPointError where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -195,16 +196,17 @@ class Fitted(Trainer):
                 raise ValueError(f"there are {n} observations and {len(given)} {name}; give one each")
         if not n:
             return []
+        generator = seeded(self.config.seed, "greedy", self.device) if greedy else self.acting
         if not isinstance(self.env, GymBatched):
             if action_masks is not None:
                 raise ValueError("this environment has an oracle of its own; it takes no action_mask")
             with self._as(self.oracle, self.fallback, greedy):
-                return list(self.decide(self._batch(observations), self.acting)[0].action.cpu().numpy())
+                return list(self.decide(self._batch(observations), generator)[0].action.cpu().numpy())
         batch = torch.cat([self.env.to_tensor(observation) for observation in observations])
         told = zip(observations, infos or [NOT_TOLD] * n, envs or [None] * n, strict=True)
         states = [State(frozen(observation), info, env) for observation, info, env in told]
         with self._as(self.env.oracle_of(states, action_masks), self.env.fallback_of(states), greedy):
-            actions = self.decide(batch, self.acting)[0].action.cpu().numpy()
+            actions = self.decide(batch, generator)[0].action.cpu().numpy()
         return [self.env.to_environment(*own) for own in zip(actions, states, strict=True)]
 
     def _batch(self, observations: Sequence[Any]) -> Tensor:
@@ -258,6 +260,14 @@ class Fitted(Trainer):
             if self.make is None:
                 raise ValueError("a batched environment can't be made anew; give one of n_episodes environments")
             env = self.make(n_episodes, seeded(self.config.seed, f"env/evaluation {self.env_steps}", self.device))
+        elif isinstance(env, int):
+            raise ValueError(f"env is {env}; it is a batch of environments: for so many episodes, n_episodes={env}")
+        if isinstance(env, GymBatched) and isinstance(self.env, GymBatched) and env.shares(self.env):
+            self.broken = True  # their episodes are over
+            raise ValueError(
+                "the environments to evaluate in are those that are trained in: what makes them must make a new one at "
+                "every call; `train` goes on in new episodes"
+            )
         own = self.oracle if not isinstance(env, GymBatched) else env.valid
         with self._as(own, getattr(env, "fallback", None), greedy), _one_thread_on_cpu(self.device):
             return super().evaluate(env, n_episodes, generator, most_steps)
@@ -344,7 +354,7 @@ def spaces_of(env) -> dict[str, str]:
     """The spaces of an environment, and where its valid actions are kept, to compare, in words."""
     if isinstance(env, GymBatched):
         spaces = {"action space": str(env.categories.space), "observation space": str(env.observations.space)}
-        return spaces | {"source of valid actions": env.validity.where}  # load(…) without the oracle must not pass
+        return spaces | {SOURCE: env.validity.where}  # load(…) without the oracle must not pass
     return {"action space": str(tuple(env.action_sizes)), "observation space": str(tuple(env.observation_shape))}
 
 

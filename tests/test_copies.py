@@ -77,6 +77,19 @@ def test_evaluating_a_vector_environment_leaves_training_where_it_was():
     assert torch.equal(whole.parameters["actor"], evaluated.parameters["actor"])
 
 
+def test_environments_that_exist_already_are_not_trained_and_evaluated_in_at_once():
+    """By a vector of them it is told at once, by a callable when they are asked for again; training then goes on."""
+    own = Assignment()
+    with pytest.raises(ValueError, match="env_fns return environments made before; each must make a new one"):
+        GymBatched(gymnasium.vector.SyncVectorEnv([lambda: own]), 1)
+    trainer = flowrl.fit(lambda: own, different, steps=40, **FAST | {"n_envs": 1})
+    with pytest.raises(ValueError, match="to evaluate in are those that are trained in: what makes them must make a"):
+        trainer.evaluate(n_episodes=1)
+    assert trainer.train(40, progress=False).env_steps == 80
+    with pytest.raises(ValueError, match="env is 50; .* n_episodes=50$"):
+        trainer.evaluate(50)
+
+
 def test_what_cannot_be_pickled_is_copied_and_what_cannot_be_copied_is_refused():
     class Local(Counter):  # no module holds it, so pickle can't find it again
         pass

@@ -137,6 +137,7 @@ def test_greedy_actions_draw_from_no_generator_but_the_trainers(method):
         before = torch.get_rng_state()
         chosen.append([tuple(action) for action in trainer.act_many([0, 1, 2] * 8, greedy=True)])
         assert torch.equal(torch.get_rng_state(), before)
+        assert len({tuple(trainer.act(0, greedy=True)) for _ in range(8)}) == 1  # the same for a state every time
     assert chosen[0] == chosen[1]
 
 
@@ -295,7 +296,8 @@ def test_saved_and_loaded_it_acts_and_resumes(tmp_path):
 def test_a_file_is_not_read_without_the_oracle_it_was_trained_with(tmp_path):
     """Every action would count as valid."""
     flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="saved with the source of valid actions the oracle given; this .* nowhere"):
+    said = "saved with the source of valid actions the oracle given; this .* nowhere.*; give load the oracle= that"
+    with pytest.raises(ValueError, match=said):
         flowrl.load(tmp_path / "a.pt", Assignment)
 
 
@@ -343,6 +345,8 @@ def test_resumed_training_evaluates_logs_and_calls_back_as_uninterrupted(tmp_pat
     assert seen["half"] + seen["resumed"] == seen["whole"]
     if evaluated:
         assert len({at for _, at in seen["whole"]}) == 6  # 0, 48, 96, 144, 192, 200
+        whole.train(100, progress=False)  # past the end no more often than before it
+        assert {at for _, at in seen["whole"] if at > 200} == {240, 288}
         assert resumed.best["return"] == whole.best["return"] and resumed.best["env_steps"] == whole.best["env_steps"]
     else:
         assert resumed.best is None

@@ -439,6 +439,13 @@ def test_an_environment_in_which_nothing_ever_changes_is_noticed():
         for _ in range(30):
             batch.step(zeros)
     assert len(warned) == 1
+    halves = [GymBatched(Deaf, 50) for _ in range(2)]
+    for _ in range(10):
+        halves[0].step(zeros)
+    halves[1].load_state_dict(halves[0].state_dict())  # what was seen before a checkpoint counts
+    with pytest.warns(UserWarning, match=r"^Deaf: in 1,000 .*: does it ignore actions that are invalid\? No oracle"):
+        for _ in range(10):
+            halves[1].step(zeros)
 
     class Bandit(Deaf):
         def step(self, action):
@@ -457,14 +464,21 @@ def test_an_environment_in_which_nothing_ever_changes_is_noticed():
 
 
 class Broken(Hidden):
+    error: Exception = KeyError("lost")
+
     def action_masks(self):
-        raise KeyError("lost")
+        raise self.error
 
 
-def test_errors_in_what_tells_validity_name_environment_and_step():
+@pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError])
+def test_errors_in_what_tells_validity_name_environment_and_step(kind):
+    """Of whatever kind they are, and lead back to where they were raised."""
     zeros = torch.zeros(2, 2, dtype=torch.int64)
-    with pytest.raises(RuntimeError, match=r"^Broken, environment 0, step 0: env.action_masks\(\) raised KeyError"):
+    Broken.error = kind("lost")
+    said = rf"^Broken, environment 0, step 0: env.action_masks\(\) raised {kind.__name__}: .?lost"
+    with pytest.raises(RuntimeError, match=said) as told:
         GymBatched(Broken, 2).step(zeros)
+    assert told.value.__cause__ is Broken.error
     with pytest.raises(KeyError) as error:
         GymBatched(Hidden, 2, oracle=per_action(lambda observation, action: {}[0])).step(zeros)
     assert error.value.__notes__ == ["asked for what is valid in Hidden after 0 steps: the oracle given"]

@@ -33,6 +33,8 @@ def copies(env: str | Callable[[], gymnasium.Env] | VectorEnv, n_envs: int) -> t
 
 def _makers(env: VectorEnv) -> Sequence[Callable[[], gymnasium.Env]]:
     """What makes the environments of a vector environment, whose own stay as they are: an evaluation needs others."""
+    if isinstance(env, SyncVectorEnv) and env.env_fns[0]() is env.envs[0]:
+        raise ValueError("its env_fns return environments made before; each must make a new one at every call")
     if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
         return env.env_fns
     if env.spec is None or env.unwrapped is not env:  # a wrapper of vectors fits no single environment

@@ -276,6 +276,11 @@ class GymBatched:
     def _where(self, i: int) -> str:
         return f"{self.name}, environment {i}, step {self.steps}"
 
+    def shares(self, other: "GymBatched") -> bool:
+        """Whether an environment of this batch is also one of the other's."""
+        theirs = {id(env.unwrapped) for env in other._envs}
+        return any(id(env.unwrapped) in theirs for env in self._envs)
+
     # ------------------------------------------------------------------------------------------- valid actions
 
     def _ask(self, rows: list[int], actions: Tensor) -> Tensor:
@@ -299,11 +304,8 @@ class GymBatched:
         try:
             with self._named(i):
                 return validity.judge(self._states[i])
-        except Exception as error:
-            if isinstance(error, ValueError):
-                raise
-            said = f"{self._where(i)}: {validity.where} raised {type(error).__name__}: {error}"
-            raise RuntimeError(" ".join(said.split())) from error
+        except RuntimeError as error:
+            raise RuntimeError(" ".join(f"{self._where(i)}: {error}".split())) from error.__cause__
 
     def _refuse_invalid(self, actions: Tensor) -> None:
         check_actions(self, actions)
@@ -351,9 +353,12 @@ class GymBatched:
             self._paid = None
         elif self.steps * self.n_envs >= IDLE_STEPS:
             self._paid = None
+            ignored = f"the actions that {self.validity.where} calls valid? {self._columns}"
+            if self.validity.source is None:
+                ignored = "actions that are invalid? No oracle was given"
             warnings.warn(
                 f"{self.name}: in {self.steps * self.n_envs:,} steps no observation changed, no reward differed and no "
-                f"episode ended: does it ignore the actions that {self.validity.where} calls valid? {self._columns}",
+                f"episode ended: does it ignore {ignored}",
                 stacklevel=3,
             )
 

@@ -172,6 +172,10 @@ def list_judge(actions: Any, categories: Categories, where: str) -> Judge:
 # ------------------------------------------------------------------------------------------------ sources
 
 
+class NotTold(ValueError):
+    """A state of which not everything is known that its source needs."""
+
+
 class Source:
     """One place where valid actions are kept: `judge(state)`; `where` says it in words."""
 
@@ -179,7 +183,14 @@ class Source:
         self.where, self._read, self._judge = where, read, judge
 
     def judge(self, state: State) -> Judge:
-        return self._judge(self._read(state))
+        """ValueError for what no judge can be made of; RuntimeError from an error inside the environment."""
+        try:
+            found = self._read(state)
+        except NotTold:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{self.where} raised {type(error).__name__}: {error}") from error
+        return self._judge(found)
 
 
 def source_named(name: str, env: gymnasium.Env, state: State, categories: Categories) -> Source:
@@ -268,17 +279,17 @@ def _found(name: str, env: gymnasium.Env, state: State) -> Found | None:
 
 def _of_env(state: State, name: str) -> Any:
     if state.env is None:
-        raise ValueError(f"valid actions come from env.{name}, so say whose: act(observation, env=…, or action_mask=…)")
+        raise NotTold(f"valid actions come from env.{name}, so say whose: act(observation, env=…, or action_mask=…)")
     return state.env.get_wrapper_attr(name)
 
 
 def _of_info(state: State, name: str) -> Any:
     if state.info is NOT_TOLD:
-        raise ValueError(
+        raise NotTold(
             f"valid actions come from info[{name!r}], which is not there: act(observation, info=…, or action_mask=…)"
         )
     if name not in state.info:
-        raise ValueError(f"info has no {name!r}, which told at first what is valid; it must be in every state's info")
+        raise NotTold(f"info has no {name!r}, which told at first what is valid; it must be in every state's info")
     return state.info[name]
 
 
