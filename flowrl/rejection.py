@@ -312,8 +312,12 @@ def at_most(decision: Decision, m: int) -> Decision:
 
 
 def valid_or_executed(decision: Decision) -> Tensor:
-    """The drawn actions (B, S, D), the executed one for every invalid one: its weight is 0, it needs no score."""
-    return torch.where(decision.valid.unsqueeze(-1), decision.sample.action, decision.action.unsqueeze(1))
+    """The drawn actions (B, S, D), the executed one for every invalid one: its weight is 0, it needs no score.
+
+    Where that is NOTHING, zeros.
+    """
+    executed = decision.action.clamp_min(0).unsqueeze(1)
+    return torch.where(decision.valid.unsqueeze(-1), decision.sample.action, executed)
 
 
 def distinct(numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

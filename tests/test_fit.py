@@ -399,7 +399,7 @@ else:
 
 
 @pytest.mark.parametrize("when", ["raise", "end", "noop"])
-@pytest.mark.parametrize("method", ["iar-a2c", "mask"])
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-released", "mask"])
 def test_act_does_where_nothing_is_valid_what_training_did(when, method):
     noop = {"known_valid": [0, 1, 0, 1, 0, 0]} if when == "noop" else {}
     trainer = flowrl.fit(Budget, method=method, steps=8, when_none_valid=when, **noop, **FAST)

@@ -344,12 +344,13 @@ class Sinking(Counter):
         return *super().step(action)[:2], False, False, {}
 
 
-@pytest.mark.parametrize("method", ["iar-a2c", "mask"])
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-paper", "iar-a2c-gumbel", "ar-iar", "factored-iar", "mask"])
 @pytest.mark.parametrize("limit", [0, 100])
 def test_a_state_where_nothing_is_valid(method, limit):
     """An error, or the end of the episode, worth 0, or a no-op, as the user says; counted; never an invalid action."""
     made = []
-    config = make_config("counter", method, SMALL | {"max_draws": 16, "enumerate_limit": limit})
+    alone = {"n_steps": 1, "posterior_fit_steps": 0}  # no step but those below
+    config = make_config("counter", method, SMALL | {"max_draws": 16, "enumerate_limit": limit} | alone)
 
     def make():
         made.append(Sinking())

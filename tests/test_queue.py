@@ -70,6 +70,9 @@ def test_it_trains_what_is_missing_and_what_is_stale_and_nothing_else(experiment
     wanted = queue.missing(experiments, tmp_path, "smoke", **asked)
     assert queue.work(wanted, out, 2, 1, tmp_path / "logs") == []
     assert queue.missing(experiments, tmp_path, "smoke", **asked) == []
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("seed*.json")}
+    assert queue.work(wanted, out, 1, 1, tmp_path / "logs") == []  # as a second queue that began with the same list
+    assert len(made) == 2 and all(path.stat().st_mtime_ns == time for path, time in made.items())
     stale = wanted[0].path(tmp_path, "smoke").with_suffix(".json")
     facts = json.loads(stale.read_text())
     facts["config"]["gamma"] = 0.5

@@ -45,10 +45,11 @@ class Evaluator:
     def exact_return(self, trainer: Trainer, n: int = EXACT_DRAWS) -> float | None:
         """Expected return of the learnt policy, tabulated from n draws in every state; None where that can't be.
 
-        None for Wol-DDPG: it may choose invalid actions, which a tabulated policy can't hold.
+        None for Wol-DDPG, which may choose invalid actions, and where chains stand in for draws: what these give
+        depends on where they begin.
         """
         env, generator = trainer.env, seeded(self.config.seed, "exact", self.device)
-        if self.config.policy == "wolpertinger":
+        if self.config.policy == "wolpertinger" or self.config.chains:
             return None
         if isinstance(env, BatchedPartial):
             return exact.memoryless_return(env.game, without_memory(trainer, generator))

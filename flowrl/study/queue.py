@@ -93,7 +93,11 @@ def work(wanted: list[Run], out: Path, cores: int, hours: float, logs: Path, dev
         with tqdm(total=len(queue), unit=" runs", smoothing=0, disable=not queue) as bar:
             while queue or under_way:
                 while queue and len(under_way) < cores:
-                    under_way |= dict([_start(queue.pop(0), out, logs, device)])
+                    run = queue.pop(0)
+                    if _is_made(run, run.path(out.parent, out.name)):  # by another process, since it was listed
+                        bar.update()
+                    else:
+                        under_way |= dict([_start(run, out, logs, device)])
                 for process in [process for process in under_way if process.poll() is not None]:
                     run, log = under_way.pop(process)
                     bar.update()
