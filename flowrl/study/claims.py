@@ -33,7 +33,7 @@ _QUERY = {
 FORM = {"preface": str, "margin": float, "claims": {...: _TEXTS | {"tests": {...: _QUERY}}},
         "numbers": {...: _QUERY}, "notebooks": {...: _TEXTS}}  # fmt: skip
 VERDICTS = ("holds", "holds in part", "not seen", "does not hold", "not tested")
-ENUMERATED = 0.01  # share of steps that enumerate all actions from which a run doesn't count as having learnt
+ENUMERATED = 0.01  # share of steps without a valid draw from which a run doesn't count as having learnt
 OF_ONE = ("mean", "iqm", "least", "most", "below", "above")  # statistics of one method's runs
 OF_TWO = ("difference", "equivalent", "improvement", "ratio")  # and of two
 EXACTLY = ("least", "most", "below", "above")  # of the seeds that there are: no interval
@@ -267,7 +267,7 @@ def _remarks(test: Query, found: list[Record], values: list[np.ndarray]) -> list
         words.append(f"{diverged} ended in NaN")
     many = sum(known["final_enumerated_share"] >= ENUMERATED for known in facts)
     if many and test.of in ("score", "gain", "return", "exact_return"):
-        words.append(f"{many} enumerate all actions in 1 % of their steps or more")
+        words.append(f"{many} without a valid draw in 1 % of their steps or more")
     if any(record.stale for record in found):
         words.append("**made with other settings than experiments.yaml names now**")
     return words
@@ -391,18 +391,18 @@ def result(test: Query, environment: str, root: Path, read: Callable = read_run)
     value, low, high = _estimate(test, sample)
     count, seeds = sample.values[0].size, " and ".join(dict.fromkeys(str(len(values)) for values in sample.values))
     interval = "" if low == high else f"[{_shown(test, low, count)}, {_shown(test, high, count)}]"
-    verdict = decide(test.criterion, low, high) if _tells(test, sample) else "not tested" if test.criterion else ""
+    verdict = decide(test.criterion, low, high)
+    if _one_seed(test, sample) and (verdict == "holds" or (verdict and test.statistic not in EXACTLY)):
+        verdict = "not tested"  # what is said of every seed one can refute
     return Result(
         _what(test, sample.names, environment), _shown(test, value, count), interval, _better(test, sample), criterion,
         verdict, sample.scale, sample.records, seeds, sample.steps, value,
     )  # fmt: skip
 
 
-def _tells(test: Query, sample: Sample) -> bool:
-    """Whether there are seeds enough for an interval, where the statistic has one: a single seed tells no spread."""
-    if test.table or test.statistic in EXACTLY:
-        return True
-    return (min if test.statistic == "equivalent" else max)(map(len, sample.values)) > 1
+def _one_seed(test: Query, sample: Sample) -> bool:
+    """Whether there is but one of a method's: a single seed tells no spread. Tables have what they have."""
+    return not test.table and min(map(len, sample.values)) < 2
 
 
 def _bound(criterion: tuple[str, float]) -> str:
