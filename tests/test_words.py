@@ -102,7 +102,30 @@ def test_what_was_spent_until_a_score():
         "To a score of 0.9 two takes 1.0 times the one's environment steps (the most of all); 3.0 times its ora" in text
     )
     assert "0.50 times its seconds with an oracle in batches (others take more)" in text
-    assert words.spent_until(runs, seconds, 0.94)["oracle calls"].isna().all()
+    assert "Left out, as not every seed came to it: three (0 of 1 in ERA-v4). **How sure.** Means over 1 seeds" in text
+    spent = words.spent_until(runs, seconds, 0.94)
+    assert spent["oracle calls"].isna().all()
+    assert words.dearest(spent, NAMES, "b", "a", 0.94) == (
+        "**Seen.** Nothing to compare at a score of 0.94. Left out, as not every seed came to it: "
+        "one (0 of 1 in ERA-v4); two (0 of 1 in ERA-v4); three (0 of 1 in ERA-v4)."
+    )
+
+
+def test_what_was_spent_is_compared_where_all_seeds_got_there_and_the_cost_is_known():
+    """One of two seeds of b fails in ERA-v3; nobody timed b with an oracle that judges one by one."""
+    rows = [
+        ("ERA-v4", "a", 2.0, 2.0),
+        ("ERA-v4", "b", 6.0, np.nan),
+        ("ERA-v3", "a", 2.0, 2.0),
+        ("ERA-v3", "a", 2.0, 2.0),
+    ]
+    rows += [("ERA-v3", "b", 1.0, np.nan), ("ERA-v3", "b", np.nan, np.nan)]
+    spent = pd.DataFrame(rows, columns=["environment", "run", words.COSTS[0], words.COSTS[3]])
+    spent[list(words.COSTS[1:3])] = spent[[words.COSTS[0]]].to_numpy().repeat(2, axis=1)
+    text = words.dearest(spent, NAMES, "b", "a")
+    assert "3.0 times the one's environment steps (the most of all); 3.0 times its oracle calls" in text
+    assert "nan" not in text and words.COSTS[3] not in text
+    assert "Left out, as not every seed came to it: two (1 of 2 in ERA-v3)." in text
 
 
 def test_a_row_of_a_table_of_factors():

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pandas as pd
 
-from .plots import place
+from .plots import PLACES, place
 from .quantities import QUANTITIES, significant
 from .records import Record, by_environment, by_label
 from .stats import normalised_score
@@ -170,7 +170,8 @@ def spent_until(runs: list[Record], seconds: pd.DataFrame, least: float = 0.85) 
 def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, least: float = 0.85) -> str:
     """Markdown: what `which` spent, as a multiple of ours and beside all others, by each of `COSTS`; how sure that is.
 
-    spent: as `spent_until` gives it. In an environment where not every seed of a run got there, the run is left out.
+    spent: as `spent_until` gives it. In an environment where not every seed of a run got there, the run is left out,
+    and named.
     """
     parts, two = [], spent[spent["run"].isin([which, ours])]
     for cost in COSTS:
@@ -179,12 +180,25 @@ def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, l
         ratio, most = mean[which] / mean[ours], int((mean[which] >= mean.max(axis="columns")).sum())
         times = " to ".join(dict.fromkeys(significant(x) for x in (ratio.min(), ratio.max())))
         whose = f"the {names[ours]}'s" if cost == COSTS[0] else "its"
-        parts.append(f"{times} times {whose} {cost} ({_of_all(most, len(mean))})")
+        parts += [f"{times} times {whose} {cost} ({_of_all(most, len(mean))})"] * bool(len(mean))
+    if not parts:
+        return f"**Seen.** Nothing to compare at a score of {least}.{_left_out(spent, names)}"
     seeds = _from_to(Counter(zip(two["environment"], two["run"], strict=True)).values())
     return (
-        f"**Seen.** To a score of {least} {names[which]} takes {'; '.join(parts)}. **How sure.** Means over {seeds} "
-        "seeds of either; calls are counted, seconds a step were timed apart, on one machine."
+        f"**Seen.** To a score of {least} {names[which]} takes {'; '.join(parts)}.{_left_out(spent, names)} "
+        f"**How sure.** Means over {seeds} seeds of either; calls are counted, seconds a step were timed apart, on one "
+        "machine."
     )
+
+
+def _left_out(spent: pd.DataFrame, names: dict[str, str]) -> str:
+    """The runs of which not every seed got there, with how many did, by environment; "" where all did."""
+    found: dict[str, list[str]] = {}
+    for (env, label), steps in spent.groupby(["environment", "run"], sort=False)[COSTS[0]]:
+        if steps.isna().any():
+            found.setdefault(label, []).append(f"{steps.count()} of {len(steps)} in {PLACES.get(env, env)}")
+    whose = "; ".join(f"{names[label]} ({', '.join(its)})" for label, its in found.items())
+    return f" Left out, as not every seed came to it: {whose}." * bool(found)
 
 
 def _of_all(most: int, n: int) -> str:
