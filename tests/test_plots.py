@@ -234,7 +234,9 @@ def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
     assert said.endswith("Lines end at the final policies, exact but for AR+IAR: 8 episodes.")
     assert plots.returns_drawn(runs[1:], names).endswith("the final policies, 8 episodes.")
     long = runs[2]._replace(curve=pd.concat([runs[2].curve] * 47))
-    assert "the mean of 1 to 21 evaluations of 4 episodes around it" in plots.returns_drawn([*runs, long], names)
+    said = plots.returns_drawn([*runs, long], names)
+    assert "the mean of 1 to 21 evaluations of 4 episodes around it" in said
+    assert said.endswith("8 episodes; means are joined to them by a straight line over the last 0 to 10 evaluations.")
     all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
     assert plots.return_column([all_nan]) == "eval_return_mean"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import EngFormatter, LogLocator
 from matplotlib.transforms import Affine2D, Affine2DBase, ScaledTranslation, blended_transform_factory
 
 from . import records
@@ -222,8 +222,12 @@ def costs(experiment: str, runs: list[Record], seconds: pd.DataFrame) -> Figure:
         shape, height = ((2, 2), 2.3) if len(groups) == 1 else ((len(groups), 4), 1.6)
         size = (PAGE, 1.1 + height * shape[0])
         fig, axes = plt.subplots(*shape, figsize=size, sharey=True, sharex=False, layout="constrained")
+        two = {key: REFERENCES[key] for key in ("optimal", "go_and_stay")}
         for name, row in zip(groups, axes.reshape(-1, 4), strict=True):
             _spent(row, [scored(run) for run in groups[name]], pace.loc[name], shown)
+            known = scored(groups[name][0]).facts["reference"]
+            for ax in row:  # named once, where lines leave room
+                reference_lines(ax, known, two if ax is axes.flat[-2] else {})
             row[0].set_ylabel("" if len(groups) == 1 else name, fontweight="bold")
         for row in axes if len(groups) > 1 else ():
             row[0].locator_params(axis="x", nbins=3)
@@ -274,8 +278,8 @@ def _spent(row: Sequence[Axes], runs: list[Record], pace: pd.Series, shown: dict
         low, high = ax.get_xlim()
         if i and high / low < 100:
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # else one tick might be all
-            ax.xaxis.set_major_formatter("{x:g}")
-        reference_lines(ax, runs[0].facts["reference"], {} if i else dict(list(REFERENCES.items())[:2]))
+        if i:
+            ax.xaxis.set_major_formatter(EngFormatter(sep="") if i == 1 else "{x:g}")  # exponents would be too small
 
 
 def _steps_of_costs(axes: np.ndarray) -> None:
@@ -329,6 +333,8 @@ def ablation(experiment: str, runs: list[Record], column: str, ylabel: str, log:
         left.set(ylim=(-1.2, 1.05), ylabel="score", xlabel="environment steps")
         reference_lines(left, scored(runs[0]).facts["reference"])
         right.set(yscale="log" if log else "linear", ylabel=ylabel, xlabel="environment steps")
+        if log:
+            right.yaxis.set_major_formatter("{x:g}")  # exponents would be too small
         final_strip(strip, [(look.name, look, groups[label]) for label, look in shown.items()], _usual(groups))
         _line_samples(strip, list(shown.values()))
         _words(fig, experiment, runs, curves_drawn(runs) + FINAL, _exact(experiment, runs) + BAND)
@@ -424,12 +430,13 @@ def profiles(experiment: str, runs: list[Record]) -> Figure:
     """Performance profiles of score and plateau gain over all environments of the runs."""
     with page():
         fig, axes = plt.subplots(1, 2, figsize=(PAGE, 3.6), sharey=True, layout="constrained")
-        profile(axes[0], runs, lambda run: score(run.facts), np.linspace(0, 1, 201)).set_xlabel("score τ")
+        profile(axes[0], runs, lambda run: score(run.facts), np.linspace(0, 1, 1001)).set_xlabel("score τ")
+        stretch(axes[0], "x")
+        axes[0].set_xlim(0, 1)
         profile(axes[1], runs, lambda run: gain(run.facts), np.linspace(-1, 1, 201)).set_xlabel("plateau gain τ")
         axes[1].axvline(0, color=GREY, linestyle=":", linewidth=1.2)
-        axes[1].annotate(
-            "go and stay", (0, 0.02), (-3, 0), textcoords="offset points", ha="right", fontsize=8, color=GREY
-        )
+        above_it = axes[1].get_xaxis_transform()
+        axes[1].text(0, 1, "go and stay", transform=above_it, ha="center", va="bottom", fontsize=8, color=GREY)
         axes[0].set_ylabel("share of runs above τ")
         drawn = "Line: share of final policies, environments and seeds together; band: 95 % stratified bootstrap"
         sampled = sorted({method(r.facts["label"]).name for r in runs if r.facts["final_exact_return"] is None})

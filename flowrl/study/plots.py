@@ -213,14 +213,17 @@ def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
             kinds[label].add(return_column(its) == "exact_return")
     exact = [names[label] for label, kind in kinds.items() if kind == {True}]
     sampled = [run for run in runs if False in kinds[run.facts["label"]]]
-    text = " Returns: " + "exact" * (not sampled)
+    text, straight = " Returns: " + "exact" * (not sampled), ""
     if sampled:
-        around = _span(1 + 2 * reach(len(run.curve)) for run in sampled)
+        reaches = [reach(len(run.curve)) for run in sampled]
+        around = _span(1 + 2 * each for each in reaches)
         episodes = f"{_span(run.facts['config']['eval_episodes'] for run in sampled)} episodes"
         means = f"the mean of {around} evaluations of {episodes} around it, fewer at the start"
         text += f"a point is {means if around != '1' else f'an evaluation of {episodes}'}"
         text += f"; exact: {' · '.join(exact)}" * bool(exact)
-    return f"{text}. Lines end at the final policies{_ends_drawn(runs, names)}."
+        if any(reaches):
+            straight = f"; means are joined to them by a straight line over the last {_span(reaches)} evaluations"
+    return f"{text}. Lines end at the final policies{_ends_drawn(runs, names)}{straight}."
 
 
 def _ends_drawn(runs: list[Record], names: dict[str, str]) -> str:
@@ -377,7 +380,7 @@ def name_ends(ax: Axes, ends: dict[str, float], gap: float = 10) -> None:
     places = spread(np.clip(low, 0, high), gap / height)
     for name, end, place in zip(order, np.clip(low, 0, high), places, strict=True):
         colour = lines[name].get_color()
-        arrow: dict[str, Any] = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=0)
+        arrow: dict[str, Any] = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5))
         ax.annotate(name, (1, end), (1.06, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8,
                     color=colour, va="center", arrowprops=arrow, annotation_clip=False)  # fmt: skip
 
