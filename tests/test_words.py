@@ -102,12 +102,12 @@ def test_what_was_spent_until_a_score():
         "To a score of 0.9 two takes 1.0 times the one's environment steps (the most of all); 3.0 times its ora" in text
     )
     assert "0.50 times its seconds with an oracle in batches (others take more)" in text
-    assert "Left out, as not every seed came to it: three (0 of 1 in ERA-v4). **How sure.** Means over 1 seeds" in text
+    assert "Left out, as not every seed came to it: three, 0 of 1 in ERA-v4. **How sure.** Means over 1 seeds" in text
     spent = words.spent_until(runs, seconds, 0.94)
     assert spent["oracle calls"].isna().all()
     assert words.dearest(spent, NAMES, "b", "a", 0.94) == (
         "**Seen.** Nothing to compare at a score of 0.94. Left out, as not every seed came to it: "
-        "one (0 of 1 in ERA-v4); two (0 of 1 in ERA-v4); three (0 of 1 in ERA-v4)."
+        "one, 0 of 1 in ERA-v4; two, 0 of 1 in ERA-v4; three, 0 of 1 in ERA-v4."
     )
 
 
@@ -125,7 +125,7 @@ def test_what_was_spent_is_compared_where_all_seeds_got_there_and_the_cost_is_kn
     text = words.dearest(spent, NAMES, "b", "a")
     assert "3.0 times the one's environment steps (the most of all); 3.0 times its oracle calls" in text
     assert "nan" not in text and words.COSTS[3] not in text
-    assert "Left out, as not every seed came to it: two (1 of 2 in ERA-v3)." in text
+    assert "Left out, as not every seed came to it: two, 1 of 2 in ERA-v3." in text
 
 
 def test_a_row_of_a_table_of_factors():

@@ -5,7 +5,7 @@ notebooks 02 to 04, from `rejection` and `truth`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,24 +21,14 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..envs.city import City
 from ..envs.draw import INK, MISSED, RESOURCES, ROAD, SERVED, places
-from . import plots
-from .plots import GREY, METHODS, PAGE, REFERENCES, STYLE, Method, page
+from .plots import CORRECTIONS, GREY, METHODS, PAGE, REFERENCES, STYLE, Method, page
 
 BLUE = METHODS["iar-a2c"].colour  # of the flow policy and its recipe
-RED = plots.CORRECTIONS["paper"].colour  # of the printed correction
+RED = CORRECTIONS["paper"].colour  # of the printed correction
 YES, NO, PALE = SERVED, MISSED, "#F4F6F8"  # what the oracle says
 MOST_NUMBERED = 16  # districts on a map; the numbers of more could not be read
 
 
-class Correction(NamedTuple):
-    """How a correction of the gradient (`rejection.correction_weights`) is shown."""
-
-    name: str
-    colour: str
-    dashes: str | tuple
-
-
-CORRECTIONS = {kind: Correction(*look[:3]) for kind, look in plots.CORRECTIONS.items()}
 UNBIASED = CORRECTIONS["leave_one_out"].colour
 
 # --------------------------------------------------------------------------------- the idea, for the front page
@@ -219,7 +209,7 @@ def multiple_by_valid_draws(ax: Axes, n_draws: int, multiples: Mapping[str, tupl
     """Multiple of the true gradient given l valid ones among S draws: by correction, l (n,) and multiple (n,)."""
     _multiple_axis(ax, -1.5 * n_draws)
     for kind, (l, multiple) in multiples.items():
-        name, colour, dashes = CORRECTIONS[kind]
+        name, colour, dashes, *_ = CORRECTIONS[kind]
         wide = kind == "none"  # leave-one-out lies upon it
         ax.plot(l, multiple, color=colour, linestyle=dashes, label=name, linewidth=6 if wide else 2.4, zorder=3 - wide)
     ax.set_xscale("log", base=2)
@@ -259,7 +249,7 @@ def multiple_by_valid_mass(ax: Axes, mass: np.ndarray, printed: Mapping[int, np.
 def by_correction(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Axes:
     """By correction, x (n,) and y (n,), both axes logarithmic; what is 0 but for rounding is left out."""
     for kind, (x, y) in lines.items():
-        name, colour, dashes = CORRECTIONS[kind]
+        name, colour, dashes, *_ = CORRECTIONS[kind]
         ax.plot(x, np.where(y < 1e-9, np.nan, y), color=colour, linestyle=dashes, label=name)
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
@@ -273,7 +263,7 @@ def by_correction(ax: Axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) 
 def ascents(ax: Axes, returns: Mapping[str, np.ndarray], best: float) -> Axes:
     """What the updates make of the return: by correction (T, runs), every run faint, their mean bold; best possible."""
     for kind, values in returns.items():
-        _, colour, dashes = CORRECTIONS[kind]
+        _, colour, dashes, *_ = CORRECTIONS[kind]
         ax.plot(values, color=colour, linewidth=0.5, alpha=0.25)
         ax.plot(values.mean(1), color=colour, linestyle=dashes, linewidth=2.6, zorder=4)
     ax.axhline(best, color="black", linestyle="--", linewidth=1)

@@ -78,10 +78,10 @@ def write(fig: Figure, stem: Path, runs: list[Record]) -> None:
     plt.close(fig)  # a notebook shows it where it is asked to, once
 
 
-def _panels(n: int, height: float, last: bool = False, **shared) -> tuple[Figure, list[Axes], Axes | None]:
-    """n axes on a page, two by two where there are four, and the place left, with `last` there is one, for a legend."""
-    n_columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(n + last, 3)
-    n_rows = -(-(n + last) // n_columns)
+def _panels(n: int, height: float, **shared) -> tuple[Figure, list[Axes], Axes | None]:
+    """n axes on a page, two by two where there are four, and the place left, if any, for a legend."""
+    n_columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(n, 3)
+    n_rows = -(-n // n_columns)
     size = (PAGE if n > 1 else 0.7 * PAGE, 0.75 + height * n_rows + 0.5 * (n == 1))
     fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", **shared)
     for ax in axes.flat[n:]:

@@ -368,16 +368,16 @@ def line_ends(ax: Axes) -> dict[str, float]:
     return {str(line.get_label()): float(np.asarray(line.get_ydata())[-1]) for line in ax.lines}
 
 
-def name_ends(ax: Axes, ends: dict[str, float], gap: float = 10) -> None:
+def name_ends(ax: Axes, ends: dict[str, float]) -> None:
     """A name right of the axes for every line, in its colour, joined to where the line ends by a thin one.
 
-    ends: by the line's name, its last y. gap: points from one name to the next, at least.
+    ends: by the line's name, its last y. From one name to the next there are ten points, at least.
     """
     lines = {line.get_label(): line for line in ax.lines}
     height = 72 * ax.bbox.height / ax.figure.dpi
     order = sorted((name for name in ends if np.isfinite(ends[name])), key=lambda name: -ends[name])
     low, high = ax.transAxes.inverted().transform(ax.transData.transform([(1, ends[name]) for name in order]))[:, 1], 1
-    places = spread(np.clip(low, 0, high), gap / height)
+    places = spread(np.clip(low, 0, high), 10 / height)
     for name, end, place in zip(order, np.clip(low, 0, high), places, strict=True):
         colour = lines[name].get_color()
         arrow: dict[str, Any] = dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5))

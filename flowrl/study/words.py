@@ -194,10 +194,10 @@ def dearest(spent: pd.DataFrame, names: dict[str, str], which: str, ours: str, l
 def _left_out(spent: pd.DataFrame, names: dict[str, str]) -> str:
     """The runs of which not every seed got there, with how many did, by environment; "" where all did."""
     found: dict[str, list[str]] = {}
-    for (env, label), steps in spent.groupby(["environment", "run"], sort=False)[COSTS[0]]:
-        if steps.isna().any():
-            found.setdefault(label, []).append(f"{steps.count()} of {len(steps)} in {PLACES.get(env, env)}")
-    whose = "; ".join(f"{names[label]} ({', '.join(its)})" for label, its in found.items())
+    there = spent.groupby(["environment", "run"], sort=False)[COSTS[0]].agg(["count", "size"]).query("count < size")
+    for env, label, some, all_ in there.reset_index().itertuples(index=False):
+        found.setdefault(label, []).append(f"{some} of {all_} in {PLACES.get(env, env)}")
+    whose = "; ".join(", ".join([names[label], *its]) for label, its in found.items())
     return f" Left out, as not every seed came to it: {whose}." * bool(found)
 
 
