@@ -183,7 +183,9 @@ def test_claims_of_06_bite(fault, fake_records):
     """The cells that check, run on made-up records: they pass, and a fault in some stops them."""
     path = ROOT / "notebooks/06_constrained.ipynb"
     for name in drawn_by(path):
-        root = fake_records(name, **({fault: FAULTS[fault]} if fault and name in ("figA2b", "profile", "figB_gumbel") else {}))
+        root = fake_records(
+            name, **({fault: FAULTS[fault]} if fault and name in ("figA2b", "profile", "figB_gumbel") else {})
+        )
     cells, names = names_of(path, root)
     with pytest.raises(AssertionError) if fault else contextlib.nullcontext():
         exec(cells["check-always"] + "\n" + cells["check-learnt"], names)
