@@ -281,6 +281,7 @@ def test_a_bandit_is_learnt_by_default_whatever_its_reward(reward):
     assert np.mean([(action == (3, 1)).all() for action in chosen]) > 0.8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("env", "least"), [("CliffWalking-v1", -40), ("FrozenLake-v1", 0.15)])
 def test_rare_rewards_are_learnt_by_default(env, least):
     """In 2·10⁴ steps with seed 0; docs/strangers.md has three seeds, of which one doesn't learn CliffWalking."""
