@@ -25,8 +25,8 @@ from .a2c import POLICIES, seeded
 from .device import make_device
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
-from .envs.validity import PerAction
-from .fitted import FORMAT, SOURCE, Fitted, spaces_of, versions
+from .envs.validity import GIVEN, PerAction
+from .fitted import FORMAT, Fitted, spaces_of, versions
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
@@ -160,7 +160,7 @@ def load(
     for what, own in spaces_of(fitted.env).items():
         if spaces.get(what) != own:
             said = f"{path} was saved with the {what} {spaces.get(what)}; this environment has {own}"
-            raise ValueError(said + "; give load the oracle= that fit had" * (what == SOURCE))
+            raise ValueError(said + "; give load the oracle= that fit had" * (spaces.get(what) == GIVEN))
     if resume and state.get("env") is None:
         raise ValueError(
             f"{path}: the environments are not in the file (they can't be pickled, or an error had stopped training); "

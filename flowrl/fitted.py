@@ -32,7 +32,6 @@ LEAST_ROWS = 10  # rows of it while no episode ends
 GREEDY_DRAWS = 64  # draws, at least, of which a greedy action is the most frequent, or most probable
 MOST_STEPS = 100_000  # of an episode in an evaluation
 FORMAT = 3  # of saved files
-SOURCE = "source of valid actions"  # how a saved file calls it
 
 
 class Fitted(Trainer):
@@ -175,9 +174,9 @@ class Fitted(Trainer):
 
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
-        draws where the policy knows probabilities, else the most frequent one; the same for a state every time. Where
-        nothing is valid, the noop that `fit` was told of. Raises NoValidActionError where no valid action is found;
-        ValueError; FloatingPointError where the observation is not finite.
+        draws where the policy knows probabilities, else the most frequent one; the same whenever that state is asked
+        about alone. Where nothing is valid, the noop that `fit` was told of. Raises NoValidActionError where no valid
+        action is found; ValueError; FloatingPointError where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -354,7 +353,7 @@ def spaces_of(env) -> dict[str, str]:
     """The spaces of an environment, and where its valid actions are kept, to compare, in words."""
     if isinstance(env, GymBatched):
         spaces = {"action space": str(env.categories.space), "observation space": str(env.observations.space)}
-        return spaces | {SOURCE: env.validity.where}  # load(…) without the oracle must not pass
+        return spaces | {"source of valid actions": env.validity.where}  # load(…) without the oracle must not pass
     return {"action space": str(tuple(env.action_sizes)), "observation space": str(tuple(env.observation_shape))}
 
 

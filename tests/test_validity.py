@@ -463,22 +463,20 @@ def test_an_environment_in_which_nothing_ever_changes_is_noticed():
                 batch.step(zeros)
 
 
-class Broken(Hidden):
-    error: Exception = KeyError("lost")
-
-    def action_masks(self):
-        raise self.error
-
-
 @pytest.mark.parametrize("kind", [KeyError, ValueError, RuntimeError])
 def test_errors_in_what_tells_validity_name_environment_and_step(kind):
     """Of whatever kind they are, and lead back to where they were raised."""
     zeros = torch.zeros(2, 2, dtype=torch.int64)
-    Broken.error = kind("lost")
+    lost = kind("lost")
+
+    class Broken(Hidden):
+        def action_masks(self):
+            raise lost
+
     said = rf"^Broken, environment 0, step 0: env.action_masks\(\) raised {kind.__name__}: .?lost"
     with pytest.raises(RuntimeError, match=said) as told:
         GymBatched(Broken, 2).step(zeros)
-    assert told.value.__cause__ is Broken.error
+    assert told.value.__cause__ is lost
     with pytest.raises(KeyError) as error:
         GymBatched(Hidden, 2, oracle=per_action(lambda observation, action: {}[0])).step(zeros)
     assert error.value.__notes__ == ["asked for what is valid in Hidden after 0 steps: the oracle given"]

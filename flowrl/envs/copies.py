@@ -23,6 +23,9 @@ def copies(env: str | Callable[[], gymnasium.Env] | VectorEnv, n_envs: int) -> t
     made = [makers[0]()]
     Categories(made[0].action_space)  # a space that doesn't fit is told before 64 copies are made
     made += [makers[i % len(makers)]() for i in range(1, n_envs)]
+    theirs = [id(one.unwrapped) for one in env.envs] if isinstance(env, SyncVectorEnv) else []
+    if any(id(one.unwrapped) in theirs for one in made):
+        raise ValueError("its env_fns return environments made before; each must make a new one at every call")
     if len({id(one.unwrapped) for one in made}) < n_envs:
         raise ValueError("the callable returned the same environment twice; it must make a new one each time")
     first = made[0]
@@ -33,8 +36,6 @@ def copies(env: str | Callable[[], gymnasium.Env] | VectorEnv, n_envs: int) -> t
 
 def _makers(env: VectorEnv) -> Sequence[Callable[[], gymnasium.Env]]:
     """What makes the environments of a vector environment, whose own stay as they are: an evaluation needs others."""
-    if isinstance(env, SyncVectorEnv) and env.env_fns[0]() is env.envs[0]:
-        raise ValueError("its env_fns return environments made before; each must make a new one at every call")
     if isinstance(env, SyncVectorEnv | AsyncVectorEnv):
         return env.env_fns
     if env.spec is None or env.unwrapped is not env:  # a wrapper of vectors fits no single environment

@@ -305,7 +305,7 @@ class GymBatched:
             with self._named(i):
                 return validity.judge(self._states[i])
         except RuntimeError as error:
-            raise RuntimeError(" ".join(f"{self._where(i)}: {error}".split())) from error.__cause__
+            raise RuntimeError(" ".join(f"{self._where(i)}: {error}".split())) from error.__cause__ or error
 
     def _refuse_invalid(self, actions: Tensor) -> None:
         check_actions(self, actions)

@@ -32,6 +32,7 @@ LISTS = ("valid_actions", "legal_actions", "playable_actions", "available_action
 JUDGES = ("is_valid", "is_valid_action", "is_legal", "is_legal_action")
 SOUNDS = {"mask", "masks", "valid", "legal", "feasible", "allowed"}  # words of a name that may tell what is valid
 NOT_TOLD: Mapping = {}  # the info of a state of which only the observation is known
+GIVEN = "the oracle given"  # a function's place
 LISTED = 2**20  # |A| up to which a list of valid actions becomes a mask
 
 
@@ -305,7 +306,7 @@ class Validity:
         """In words, where valid actions are kept."""
         if self.source is None:
             return "nowhere: every action is valid"
-        return self.source.where if isinstance(self.source, Source) else "the oracle given"
+        return self.source.where if isinstance(self.source, Source) else GIVEN
 
     def judge(self, state: State) -> Judge:
         """ValueError where the source can't be read."""

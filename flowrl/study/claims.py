@@ -267,7 +267,7 @@ def _remarks(test: Query, found: list[Record], values: list[np.ndarray]) -> list
         words.append(f"{diverged} ended in NaN")
     many = sum(known["final_enumerated_share"] >= ENUMERATED for known in facts)
     if many and test.of in ("score", "gain", "return", "exact_return"):
-        words.append(f"{many} without a valid draw in 1 % of their steps or more")
+        words.append(f"{many} by enumeration or fallback in 1 % of their steps or more")
     if any(record.stale for record in found):
         words.append("**made with other settings than experiments.yaml names now**")
     return words
