@@ -23,9 +23,9 @@ from gymnasium.vector import VectorEnv
 from . import envs
 from .a2c import POLICIES, seeded
 from .device import make_device
-from .envs.batched import Batched, Oracle
-from .envs.gym import GymBatched
-from .envs.validity import GIVEN, PerAction
+from .envs.batched import Batched
+from .envs.gym import ORACLES, GymBatched
+from .envs.validity import GIVEN, Oracles
 from .fitted import FORMAT, Fitted, spaces_of, versions
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
@@ -38,7 +38,7 @@ Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
 
 def fit(
     env: Env,
-    oracle: Oracle | PerAction | str | None = None,
+    oracle: Oracles | None = None,
     method: str = "iar-a2c",
     steps: int = 50_000,
     seed: int = 0,
@@ -58,8 +58,9 @@ def fit(
     env: the name of an ERA environment, the path of a city's .json file, a gymnasium id, a callable that makes a new
     gymnasium environment, a vector environment of gymnasium's, or a batched environment as `Trainer` takes it.
     oracle: `per_action` of a function that judges one action; oracle(observation (B, …), actions (B, S, D)) → bool
-    (B, S); the name of a mask, list or method of the environment, its observation or its info; None: the city's or
-    batched environment's own, the usual ones of a gymnasium environment (`envs.validity`), else every action.
+    (B, S); the name of a mask, list or method of the environment, its observation or its info; a list of names and
+    `per_action`s that must all say yes; None: the city's or batched environment's own, the usual ones of a gymnasium
+    environment (`envs.validity`), else every action.
     known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`); with
     the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`).
     total_steps: the length that schedules are told, where `train` will go on; default steps. eval_env: where to
@@ -115,7 +116,7 @@ def fit(
 def load(
     path: str | Path,
     env: Env | None = None,
-    oracle: Oracle | PerAction | str | None = None,
+    oracle: Oracles | None = None,
     device: str = "auto",
     *,
     known_valid: Any = None,
@@ -160,7 +161,7 @@ def load(
     for what, own in spaces_of(fitted.env).items():
         if spaces.get(what) != own:
             said = f"{path} was saved with the {what} {spaces.get(what)}; this environment has {own}"
-            raise ValueError(said + "; give load the oracle= that fit had" * (spaces.get(what) == GIVEN))
+            raise ValueError(said + "; give load the oracle= that fit had" * (GIVEN in spaces.get(what, "")))
     if resume and state.get("env") is None:
         raise ValueError(
             f"{path}: the environments are not in the file (they can't be pickled, or an error had stopped training); "
@@ -200,13 +201,13 @@ def _listen(fitted: Fitted, eval_env: Env | None, callback, log: str | None, ora
         fitted.callbacks.append(callback)
 
 
-def _new(config: TrainConfig, env: Env, oracle: Oracle | PerAction | str | None, device: str, options: dict) -> Fitted:
+def _new(config: TrainConfig, env: Env, oracle: Oracles | None, device: str, options: dict) -> Fitted:
     """A trainer of the configuration that has learnt nothing. ValueError."""
     choose("policy", config.policy, POLICIES)
-    own = None if isinstance(oracle, str) else oracle
+    own = None if isinstance(oracle, str | list | tuple) else oracle
     if not (own is None or callable(own)):
-        raise ValueError(f"the oracle is {type(own).__name__}; it must be a function, a name, or None")
-    if isinstance(oracle, str) and (_is_batched(env) or _is_named(env)):
+        raise ValueError(f"the oracle is {type(own).__name__}; {ORACLES}")
+    if isinstance(oracle, str | list | tuple) and (_is_batched(env) or _is_named(env)):
         raise ValueError(f"the oracle is {oracle!r}; only gymnasium environments are searched for a name")
     if _is_batched(env):
         return Fitted(config, env, own)

@@ -112,6 +112,22 @@ def test_every_place_where_validity_is_kept(kind, method):
         assert row.tolist() == [env.unwrapped.rule(action) for action in ALL]
 
 
+@pytest.mark.parametrize(("kind", "name"), [(ByInfo, "action_mask"), (ByMethod, "action_masks"), (ByJudge, "is_valid")])
+def test_of_several_oracles_all_must_say_yes(kind, name):
+    """A mask of the environment's, and what it can't say, by a function: nothing is executed that either refuses."""
+    few = per_action(lambda observation, action: action.sum() <= 2)
+    batch = GymBatched(kind, 3, generator=torch.Generator().manual_seed(0), oracle=[name, few])
+    assert batch.validity.where == f"{SOURCES[kind]} and the oracle given"
+    answers = batch.valid(batch._observation, torch.as_tensor(ALL).expand(3, -1, -1))
+    for env, row in zip(batch._envs, answers, strict=True):
+        assert row.tolist() == [env.unwrapped.rule(action) and action.sum() <= 2 for action in ALL]
+    alone = GymBatched(kind, 3, generator=torch.Generator().manual_seed(0), oracle=few)
+    assert (answers <= alone.valid(alone._observation, torch.as_tensor(ALL).expand(3, -1, -1))).all()
+    for wrong in ([], [3], [lambda observation, actions: actions[..., 0] > 0]):
+        with pytest.raises(ValueError, match="^a list of oracles holds names and flowrl.per_action"):
+            GymBatched(kind, 1, oracle=wrong)
+
+
 @pytest.mark.parametrize("kind", [ByMethod, ByInfo, ByList, ByObservation])
 def test_masks_are_asked_for_once_a_state(kind):
     calls, mask = [], kind.mask

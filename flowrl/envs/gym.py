@@ -20,7 +20,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from ..rejection import NOTHING, NoValidActionError
-from .batched import Oracle, Step, check_actions
+from .batched import Step, check_actions
 from .copies import copies, restored, snapshot
 from .spaces import Categories, Observations, frozen, shown
 from .validity import (
@@ -28,7 +28,9 @@ from .validity import (
     MASKS,
     AmbiguousMask,
     Judge,
+    Oracles,
     PerAction,
+    Several,
     State,
     Validity,
     list_judge,
@@ -41,6 +43,7 @@ from .validity import (
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 IDLE_STEPS = 1000  # in which nothing changed, over all copies, before that is warned of
 WHEN_NONE_VALID = ("raise", "end", "noop")
+ORACLES = "it must be a function, a name, a list of names and per_action(…)s, or None"
 SAYS_INVALID = {"invalid": True, "invalid_action": True, "invalid_move": True, "illegal": True, "illegal_action": True,
                 "illegal_move": True, "valid": False, "is_valid": False, "valid_action": False,
                 "action_is_valid": False}  # fmt: skip  # keys by which an environment's info refuses what was executed
@@ -54,8 +57,9 @@ class GymBatched:
     `spaces.Observations` what encoders read.
     oracle: `per_action` of a function; a batched function, given the states' `spaces.Observations.for_oracle`, stacked
     (columns: `observation_layout`), and actions (B, S, D) in the space's own numbers → bool (B, S); the name of what
-    tells in the environment, its observation or its info; None: the first of the usual names (`validity`) that is
-    there, else every action is valid. Each copy asks its own environment.
+    tells in the environment, its observation or its info; a list of names and `per_action`s, all of which have to say
+    yes; None: the first of the usual names (`validity`) that is there, else every action is valid. Each copy asks its
+    own environment.
     known_valid: an action in the space's own form, or a function of an observation that gives one, or None: asked
     where no draw is valid and A is too large to enumerate. when_none_valid: what becomes of a state where no valid
     action is found: "raise" NoValidActionError, "end" the episode, worth 0 from there on, or execute `known_valid` as a
@@ -82,12 +86,12 @@ class GymBatched:
         n_envs: int,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
-        oracle: Oracle | PerAction | str | None = None,
+        oracle: Oracles | None = None,
         known_valid: Any = None,
         when_none_valid: str = "raise",
     ):
-        if oracle is not None and not (callable(oracle) or isinstance(oracle, str)):
-            raise ValueError(f"the oracle is {type(oracle).__name__}; it must be a function, a name, or None")
+        if oracle is not None and not (callable(oracle) or isinstance(oracle, str | list | tuple)):
+            raise ValueError(f"the oracle is {type(oracle).__name__}; {ORACLES}")
         if n_envs < 1:
             raise ValueError(f"n_envs is {n_envs}; it must be at least 1")
         if when_none_valid not in WHEN_NONE_VALID:
@@ -128,7 +132,7 @@ class GymBatched:
         first, state = self._envs[0], self._states[0]
         constrained = getattr(first.unwrapped, "constrained", None)  # what flowrl's own say
         own = None if constrained is False else recognised(first, state, self.categories)
-        named = source_named(oracle, first, state, self.categories) if isinstance(oracle, str) else oracle
+        named = self._several(oracle) if isinstance(oracle, list | tuple) else self._named_source(oracle)
         self._own = Validity(self.categories, self.observations, own) if own is not None and named is not None else None
         self.validity = Validity(self.categories, self.observations, own if named is None else named)
         if self.validity.source is None and constrained:
@@ -142,6 +146,17 @@ class GymBatched:
                 f"which are, name it: oracle={names[0]!r}",
                 stacklevel=3,
             )
+
+    def _named_source(self, oracle):
+        """What a name stands for; anything else as it is."""
+        first, state = self._envs[0], self._states[0]
+        return source_named(oracle, first, state, self.categories) if isinstance(oracle, str) else oracle
+
+    def _several(self, oracles: Sequence) -> Several:
+        if not oracles or not all(isinstance(one, str | PerAction) for one in oracles):
+            raise ValueError("a list of oracles holds names and flowrl.per_action(…) of functions, one at least")
+        sources = [self._named_source(one) for one in oracles]
+        return Several([Validity(self.categories, self.observations, source) for source in sources])
 
     @property
     def observation_layout(self) -> dict[str, slice]:
@@ -341,7 +356,7 @@ class GymBatched:
             by = "info" if self._own is None else self._own.where
             warnings.warn(
                 f"{self._where(i)}: action {action!r} is valid according to {self.validity.where}, but not to {by}; "
-                f"{self._columns}",
+                f"{self._columns} Where both hold, give both: oracle=[name, per_action(…)]",
                 stacklevel=3,
             )
 

@@ -12,7 +12,7 @@ made once a state, so a mask or a list is asked for in one call, however many ac
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ..rejection import ask_apart
+from .batched import Oracle
 from .spaces import Categories, Observations, taken_apart
 
 Judge = Callable[[np.ndarray], np.ndarray]  # actions (S, D) int64 from 0 → (S,) bool
@@ -65,6 +66,9 @@ class PerAction:
         for b, (state, batch) in enumerate(zip(observation.cpu().numpy(), actions.cpu().numpy(), strict=True)):
             answers[b] = distinct_judge(lambda action, state=state: self.judged(state, action))(batch)
         return torch.as_tensor(answers, device=actions.device)
+
+
+Oracles = Oracle | PerAction | str | Sequence[PerAction | str]  # what `fit` may be told
 
 
 def per_action(fn: Callable[[Any, Any], bool]) -> PerAction:
@@ -292,6 +296,17 @@ def _of_info(state: State, name: str) -> Any:
     if name not in state.info:
         raise NotTold(f"info has no {name!r}, which told at first what is valid; it must be in every state's info")
     return state.info[name]
+
+
+class Several(Source):
+    """What all of several sources, or `per_action` functions, call valid."""
+
+    def __init__(self, parts: "list[Validity]"):
+        self.where, self._parts = " and ".join(part.where for part in parts), parts
+
+    def judge(self, state: State) -> Judge:
+        judges = [part.judge(state) for part in self._parts]
+        return lambda actions: np.logical_and.reduce([judge(actions) for judge in judges])
 
 
 class Validity:
