@@ -378,6 +378,7 @@ def test_an_oracle_that_reads_something_wrong_is_noticed(kind):
     with pytest.warns(UserWarning, match="is valid according to the oracle given, but not to info") as warned:
         wrong = sum(kind is Strict or not batch._envs[0].rule(a[0].numpy()) for a in actions if batch.step(a) or True)
     assert len(warned) == 1
+    assert ("give both: oracle=[name, per_action" in str(warned[0].message)) == (kind is Masked)
     assert batch.violations == 4 if kind is Strict else batch.violations >= 1
     assert wrong
 

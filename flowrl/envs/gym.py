@@ -347,7 +347,10 @@ class GymBatched:
 
     @property
     def _columns(self) -> str:
-        return f"an oracle that reads other columns than it means? env.observation_layout is {self.observation_layout}"
+        told = f"an oracle that reads other columns than it means? env.observation_layout is {self.observation_layout}"
+        if self._own is not None:
+            told += f"; where {self._own.where} holds beside it, give both: oracle=[name, per_action(…)]"
+        return told
 
     def _notice(self, i: int, action: Any) -> None:
         """The environment refuses what its oracle called valid."""
@@ -356,7 +359,7 @@ class GymBatched:
             by = "info" if self._own is None else self._own.where
             warnings.warn(
                 f"{self._where(i)}: action {action!r} is valid according to {self.validity.where}, but not to {by}; "
-                f"{self._columns} Where both hold, give both: oracle=[name, per_action(…)]",
+                f"{self._columns}",
                 stacklevel=3,
             )
 
