@@ -270,7 +270,7 @@ def _warn_of_few_valid(fitted: Fitted) -> None:
         warnings.warn(
             f"no draw was valid in {float(without):.0%} of the training steps: all were enumerated or the fallback "
             f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus larger than "
-            f"{fitted.config.valid_bonus:g} helps",
+            f"{fitted.config.valid_bonus:g} may help",
             stacklevel=3,
         )
 

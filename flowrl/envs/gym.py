@@ -305,6 +305,8 @@ class GymBatched:
             answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
         except Exception as error:
             error.add_note(f"asked for what is valid in {self.name} after {self.steps} steps: {self.validity.where}")
+            if not self.validity.one_by_one:
+                error.add_note("if it judges one action, not a batch of tensors: oracle=flowrl.per_action(it)")
             raise
         self._answers.append((rows, actions, answers))
         return answers
