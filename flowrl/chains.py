@@ -12,10 +12,10 @@ A draw is a function of noise ε, v = F(ε; s), a = argmax v, so π'(·|s) is th
 Redrawing mixes faster per oracle call where the two can be told apart (`python -m benchmarks.chains`), so a sweep
 redraws each dimension once, in random order, then a few of them together, so that every valid action is within reach.
 With three dimensions pairs alone mix faster still, after some forty calls; with twelve they should seldom be accepted,
-which was not measured, so the sweep has both. A chain that
-starts from a valid draw is exact from the first sweep on, by itself: chains that share a start are dependent until they
-have mixed, which biases leave-one-out over them (notebook 12). One that starts from an action known to be valid,
-planted in a latent, is biased towards that action, the less the more sweeps. Kin: a Gumbel's noise given its argmax
+which was not measured, so the sweep has both. A chain that starts from a valid draw is exact from the first sweep on,
+by itself: chains that share a start are dependent until they have mixed, which biases leave-one-out over them (notebook
+12). One that starts from an action known to be valid, planted in a latent, is biased towards that action, the less the
+more sweeps. Kin: a Gumbel's noise given its argmax
 (Maddison, Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
 """
 
