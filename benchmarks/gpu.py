@@ -2,10 +2,11 @@
 
 Each seed is a process of its own; they share the GPU. Prints environment steps a second, all seeds together, training
 included, and what they say of Figure 5: how long its runs with 5 seeds take, as many at a time as is quickest.
-Writes data/benchmarks/gpu.csv. Says so where there is no GPU; `--device cpu` then times the processor.
+Writes data/benchmarks/gpu.csv. Says so where there is no GPU; `--devices cuda cpu` times the processor too.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -46,21 +47,24 @@ def serve(method: str, device: str, seed: int) -> None:
         print((trainer.env_steps - before) / (time.perf_counter() - end + float(line)), flush=True)
 
 
-def steps_per_s(method: str, device: str, seeds: int, seconds: float) -> float:
-    """Of so many seeds at a time, together."""
+def start(method: str, device: str, seeds: int) -> list[subprocess.Popen]:
+    """A process a seed, each warmed up."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--serve", method, device]
     processes = [
         subprocess.Popen([*command, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for seed in range(seeds)
     ]
     for process in processes:
-        process.stdout.readline()
-    for process in processes:  # all are ready: go
-        print(seconds, file=process.stdin, flush=True)
-    total = sum(float(process.stdout.readline()) for process in processes)
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"a process of {method} ended before it had warmed up; it says above why")
+    return processes
+
+
+def steps_per_s(processes: list[subprocess.Popen], seconds: float) -> float:
+    """Of these processes together, while others wait."""
     for process in processes:
-        process.communicate()
-    return total
+        print(seconds, file=process.stdin, flush=True)
+    return sum(float(process.stdout.readline()) for process in processes)
 
 
 def figure_hours(rates: dict[str, float]) -> float:
@@ -72,29 +76,37 @@ def figure_hours(rates: dict[str, float]) -> float:
 def main() -> None:
     methods = list(dict.fromkeys(run.config.method for run in runs(EXPERIMENTS, FIGURE, "paper")))
     parser = argparse.ArgumentParser("benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="cuda or cpu (default cuda)")
+    parser.add_argument("--devices", nargs="+", default=["cuda"], choices=["cuda", "cpu"], help="default cuda")
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="how many at a time")
     parser.add_argument("--seconds", type=float, default=10, help="of a measurement (default 10)")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if "cuda" in args.devices and not torch.cuda.is_available():
         print("no GPU here")
         return
     rows = []
-    for method in args.methods:
+    for device, method in itertools.product(args.devices, args.methods):
+        processes = start(method, device, max(args.seeds))
         for seeds in args.seeds:
-            rate = steps_per_s(method, args.device, seeds, args.seconds)
-            rows.append({"method": method, "seeds": seeds, "steps_per_s": round(rate)})
-            print(f"{method:20} {seeds:3} seeds {rate:10,.0f} env steps/s", flush=True)
-    table = pd.DataFrame(rows)
-    best = table.groupby("method")["steps_per_s"].max().to_dict()
-    lacking = "" if len(best) == len(methods) else f" (of {', '.join(best)} alone)"
-    print(f"Figure 5 at the paper's scale, as planned: {figure_hours(best):.1f} hours{lacking}")
-    if args.device == "cuda":
-        table.to_csv(OUT / "gpu.csv", index=False)
-        machines = json.loads((OUT / "machine.json").read_text())
-        machines["gpu"] = provenance(torch.device("cuda"))
-        (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+            rate = steps_per_s(processes[:seeds], args.seconds)
+            rows.append({"device": device, "method": method, "seeds": seeds, "steps_per_s": round(rate)})
+            print(f"{device:4} {method:20} {seeds:3} seeds {rate:10,.0f} env steps/s", flush=True)
+        for process in processes:
+            process.communicate()
+        if "cuda" in args.devices:
+            write(pd.DataFrame(rows))
+    for device, table in pd.DataFrame(rows).groupby("device", sort=False):
+        best = table.groupby("method")["steps_per_s"].max().to_dict()
+        lacking = "" if len(best) == len(methods) else f" (of {', '.join(best)} alone)"
+        print(f"Figure 5 at the paper's scale, as planned, {device}: {figure_hours(best):.1f} hours{lacking}")
+
+
+def write(table: pd.DataFrame) -> None:
+    """What was measured so far, and with what."""
+    table.to_csv(OUT / "gpu.csv", index=False)
+    machines = json.loads((OUT / "machine.json").read_text())
+    machines["gpu"] = provenance(torch.device("cuda"))
+    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
 
 
 if __name__ == "__main__":
