@@ -118,4 +118,4 @@ def test_on_a_gpu_torch_counts_no_more(method):
                 one.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchron" in str(one.message) for one in said) <= 10
+    assert sum("called a synchronizing" in str(one.message) for one in said) <= 10  # torch says more of the mode itself
