@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from ..rejection import NOTHING, NoValidActionError
+from .asked import Fallback, Given, Live, was_valid
 from .batched import Step, check_actions
 from .copies import copies, restored, snapshot
 from .spaces import Categories, Observations, frozen, shown
@@ -112,7 +113,7 @@ class GymBatched:
             generator.seed()
         self.generator = generator
         self.violations = self.none_valid = self.steps = 0
-        self.valid = _Live(self, list(range(n_envs)))
+        self.valid = Live(self, list(range(n_envs)))
         self.fallback = self._fallback(lambda: self._states)
         self._paid: set[float] | None = set()  # all rewards since the start; None: something has happened
         self.reset()
@@ -337,7 +338,7 @@ class GymBatched:
             return
         self.violations += len(refused)
         i = refused[0]
-        if exist[i] and _was_valid(i, actions[i], said_before):
+        if exist[i] and was_valid(i, actions[i], said_before):
             raise ValueError(
                 f"the oracle contradicts itself: action {rows[i].tolist()} was valid in environment {i}, then invalid "
                 "in the same state; its answer must depend on its arguments alone; nothing was executed"
@@ -413,20 +414,18 @@ class GymBatched:
             raise ValueError("nothing is valid, and known_valid, the noop, is None there")
         return self.categories.to_space(known)
 
-    def oracle_of(self, states: list[State], action_masks: Sequence[Any] | None = None) -> "_Given":
+    def oracle_of(self, states: list[State], action_masks: Sequence[Any] | None = None) -> Given:
         """The oracle of states that no copy need be in; action_masks: masks, or lists of valid actions, instead."""
-        return _Given(
-            self, states, None if action_masks is None else [self._judge_given(mask) for mask in action_masks]
-        )
+        return Given(self, states, None if action_masks is None else [self._judge_given(mask) for mask in action_masks])
 
-    def fallback_of(self, states: list[State]) -> "_Fallback | None":
+    def fallback_of(self, states: list[State]) -> Fallback | None:
         """`known_valid` of states that no copy need be in."""
         return self._fallback(lambda: states)
 
-    def _fallback(self, states: Callable[[], list[State]]) -> "_Fallback | None":
+    def _fallback(self, states: Callable[[], list[State]]) -> Fallback | None:
         accepts_nothing = self._when_none_valid != "raise"
         needed = self._known_valid is not None or accepts_nothing
-        return _Fallback(self, states, accepts_nothing) if needed else None
+        return Fallback(self, states, accepts_nothing) if needed else None
 
     def _judge_given(self, mask: Any) -> Judge:
         """The judge of a mask or a list of valid actions, which may look alike. ValueError."""
@@ -481,76 +480,3 @@ class GymBatched:
         self._paid = None if state["paid"] is None else set(state["paid"])
         self._observed()
         self.generator.set_state(state["generator"].cpu())
-
-
-class _Live:
-    """The oracle of the states that the copies are in: observation (b, …), actions (b, S, D) from 0 → (b, S) bool.
-
-    An observation says less than a state: it is the copies' last one, or the ValueError says so; `of(rows)`: of some.
-    """
-
-    def __init__(self, env: GymBatched, rows: list[int]):
-        self._env, self._rows = env, rows
-
-    def __call__(self, observation: Tensor, actions: Tensor) -> Tensor:
-        D = len(self._env.action_sizes)
-        if actions.dtype != torch.int64 or actions.ndim != 3 or actions.shape[::2] != (len(observation), D):
-            raise ValueError(
-                f"actions are {actions.dtype} of the shape {tuple(actions.shape)}; "
-                f"allowed: torch.int64 of the shape ({len(observation)}, S, {D})"
-            )
-        if not torch.equal(observation, self._env._observation[self._rows]):
-            raise ValueError("the observations are not those that the environments gave last, whose states are asked")
-        return self._env._ask(self._rows, actions)
-
-    def of(self, rows: Tensor) -> "_Live":
-        return type(self)(self._env, [self._rows[i] for i in rows.tolist()])
-
-
-class _Fallback:
-    """`known_valid` of states, (b, D) int64 from 0, NOTHING in those where it is None; None where it is in all of them.
-
-    accepts_nothing: the action NOTHING may be executed, as the user has said what becomes of such a state.
-    """
-
-    def __init__(self, env: GymBatched, states: Callable[[], list[State]], accepts_nothing: bool):
-        self._env, self._states, self.accepts_nothing = env, states, accepts_nothing
-
-    def __call__(self, observation: Tensor) -> Tensor | None:
-        known = [self._env._known(state) for state in self._states()]
-        if all(action is None for action in known):
-            return None
-        nothing = np.full(len(self._env.action_sizes), NOTHING)
-        rows = [nothing if action is None else action for action in known]
-        return torch.as_tensor(np.stack(rows), device=observation.device)
-
-    def of(self, rows: Tensor) -> "_Fallback":
-        chosen = [self._states()[i] for i in rows.tolist()]
-        return _Fallback(self._env, lambda: chosen, self.accepts_nothing)
-
-
-class _Given:
-    """The oracle of given states."""
-
-    def __init__(self, env: GymBatched, states: list[State], judges: list[Judge] | None):
-        self._env, self._states, self._judges = env, states, judges
-
-    def __call__(self, observation: Tensor, actions: Tensor) -> Tensor:
-        if self._judges is not None:
-            answers = np.stack([judge(a) for judge, a in zip(self._judges, actions.cpu().numpy(), strict=True)])
-            return torch.as_tensor(answers, device=actions.device)
-        return self._env.validity.ask(self._states, None, actions)
-
-    def of(self, rows: Tensor) -> "_Given":
-        chosen = rows.tolist()
-        judges = None if self._judges is None else [self._judges[i] for i in chosen]
-        return _Given(self._env, [self._states[i] for i in chosen], judges)
-
-
-def _was_valid(i: int, action: Tensor, answers: list[tuple[list[int], Tensor, Tensor]]) -> bool:
-    """Whether the oracle has called an action of copy i valid in this state."""
-    return any(
-        bool((valid[rows.index(i)] & (asked[rows.index(i)] == action).all(-1)).any())
-        for rows, asked, valid in answers
-        if i in rows
-    )
