@@ -2,10 +2,10 @@
 
 Trains in turn on a city with draws alone, on a tight one with chains, and on Pistonball, whose workers are processes;
 after each fiftieth of the time it evaluates in new environments and saves a checkpoint, as runs do, and notes a row of
-data/benchmarks/soak.csv: memory, file descriptors, worker processes, and environment steps a CPU second, over those of
-a fixed update timed just before and after, so that neighbours on the machine cancel. After the first tenth memory must
-stay within 5 % in the mean of every tenth, the speed of the last within 5 % of that of the second; descriptors and
-workers must not change. Exit status 1 otherwise.
+data/benchmarks/soak.csv: memory, file descriptors, worker processes, and environment steps a CPU second, over the rate
+of a fixed update of the same kind timed just before and after, so that neighbours on the machine cancel. After the
+first tenth memory must stay within 5 % in the mean of every tenth, the speed of the last within 5 % of that of the
+second; descriptors and workers must not change. Exit status 1 otherwise.
 """
 
 import argparse
@@ -33,17 +33,18 @@ from .cost import OUT
 
 FOREVER = {"steps": 10**9}  # the regularisers' schedule, and so the cost of an update, as good as stands still
 WITHIN = 0.05
+KINDS = (
+    ("ERA-v4", "iar-a2c", {}),
+    ("ERA-v3-tight", "iar-a2c-gumbel", {"chains": 8}),
+    ("Pistonball-v1-cstr", "factored-iar", {"n_envs": 16}),
+)
 
 
-def trainers() -> list[Trainer]:
-    """One of each kind; two worker processes."""
-    found = []
-    for name, method, changes in (("ERA-v4", "iar-a2c", {}), ("ERA-v3-tight", "iar-a2c-gumbel", {"chains": 8})):
-        config = make_config(name, method, FOREVER | changes)
-        found.append(Trainer(config, envs.make_batched(name, config.n_envs, "cpu", seeded(0, "env"))))
-    config = make_config("Pistonball-v1-cstr", "factored-iar", FOREVER | {"n_envs": 16})
-    found.append(Trainer(config, BatchedPistonball(config.env, 16, "cpu", seeded(0, "env"), workers=2)))
-    return found
+def made(name: str, method: str, changes: dict, seed: int) -> Trainer:
+    config = make_config(name, method, FOREVER | changes)
+    if "Pistonball" in name:
+        return Trainer(config, BatchedPistonball(name, config.n_envs, "cpu", seeded(seed, "env"), workers=2))
+    return Trainer(config, envs.make_batched(name, config.n_envs, "cpu", seeded(seed, "env")))
 
 
 def evaluate(trainer: Trainer) -> None:
@@ -65,13 +66,14 @@ def memory_mb() -> float:
 
 
 class Yardstick:
-    """A fixed amount of work of the same kind: updates on one rollout, whose cost does not change."""
+    """A fixed amount of work of one kind: updates on one rollout, whose cost does not change."""
 
-    def __init__(self):
-        config = make_config("ERA-v4", "iar-a2c", FOREVER)
-        self.trainer = Trainer(config, envs.make_batched("ERA-v4", config.n_envs, "cpu", seeded(1, "env")))
+    def __init__(self, *kind):
+        self.trainer = made(*kind, seed=1)
         self.rollout = self.trainer.rollout()
-        self.start = copy.deepcopy(self.trainer.state_dict())
+        self.start = copy.deepcopy(self.trainer.state_dict() | {"env": None})
+        if isinstance(self.trainer.env, BatchedPistonball):
+            self.trainer.env.close()
 
     def updates_per_s(self, seconds: float) -> float:
         """Updates a CPU second, from the same weights every time: an hour on one rollout diverges."""
@@ -83,10 +85,10 @@ class Yardstick:
         return n / (time.process_time() - began)
 
 
-def sample(found: list[Trainer], yardstick: Yardstick, seconds: float, folder: Path) -> dict:
+def sample(found: list[tuple[Trainer, Yardstick]], seconds: float, folder: Path) -> dict:
     """Train each for a part of the time; a row."""
     row = {}
-    for trainer in found:
+    for trainer, yardstick in found:
         before = yardstick.updates_per_s(seconds / 20)
         began, steps = time.process_time(), trainer.env_steps
         while time.process_time() - began < seconds / len(found):
@@ -128,10 +130,10 @@ def main() -> int:
     path = OUT / "soak.csv"
     if not args.check:
         one_thread()
-        rows, found, yardstick = [], trainers(), Yardstick()
+        rows, found = [], [(made(*kind, seed=0), Yardstick(*kind)) for kind in KINDS]
         with tempfile.TemporaryDirectory() as folder:
             for _ in range(args.samples):
-                rows.append(sample(found, yardstick, 60 * args.minutes / args.samples / 1.3, Path(folder)))
+                rows.append(sample(found, 60 * args.minutes / args.samples / 1.3, Path(folder)))
                 print(*(f"{value:.4g}" for value in rows[-1].values()), flush=True)
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5g")
         machines = json.loads((OUT / "machine.json").read_text())
