@@ -313,7 +313,10 @@ def _list_settings() -> None:
     print(f"{'setting':20} {'default':>13} {'in fit':>7}  {'values':48} meaning")
     for name, kind, default, doc in config.describe_settings():
         print(f"{name:20} {default!s:>13} {fits.get(name, '')!s:>7}  {kind:48} {doc}")
-    print("in fit: flowrl.fit's; all but steps in gymnasium environments only.")
+    print(
+        "in fit: flowrl.fit's; all but steps in gymnasium environments only. There entropy falls as 1 / log |A| beyond a"
+    )
+    print("thousand actions, and the method is iar-a2c-gumbel beyond a million.")
     print("Methods' own, over the default, under fit's:")
     for method, own in config.METHODS.items():
         print(f"  {method:17}", *(f"{name}={value}" for name, value in own.items()))

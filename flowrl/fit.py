@@ -12,7 +12,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -27,19 +27,23 @@ from .envs.batched import Batched
 from .envs.gym import ORACLES, GymBatched
 from .envs.validity import GIVEN, Oracles
 from .fitted import FORMAT, Fitted, spaces_of, versions
-from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
+from .study.config import A2C_METHODS, NO_CONSTRAINTS, ConfigError, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
 # carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
 STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
+# Their actions may be many. The bonus β H grows with log |A|: it weighs no more than in a city. The recipe's score is
+# shared by draws that coincide; where hardly any do, the Gumbel flow does better.
+LOG_SIZE, MANY = math.log(1000), math.log(1e6)
+DEFAULT = "iar-a2c"
 Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
 
 
 def fit(
     env: Env,
     oracle: Oracles | None = None,
-    method: str = "iar-a2c",
+    method: str | None = None,
     steps: int = 50_000,
     seed: int = 0,
     device: str = "auto",
@@ -61,6 +65,7 @@ def fit(
     (B, S); the name of a mask, list or method of the environment, its observation or its info; a list of names and
     `per_action`s that must all say yes; None: the city's or batched environment's own, the usual ones of a gymnasium
     environment (`envs.validity`), else every action.
+    method: one of A2C_METHODS; None: iar-a2c, or iar-a2c-gumbel in a gymnasium environment of over a million actions.
     known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`); with
     the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`).
     total_steps: the length that schedules are told, where `train` will go on; default steps. eval_env: where to
@@ -89,7 +94,7 @@ def fit(
     >>> bool(returns.mean() > 4)
     True
     """
-    choose("method", method, A2C_METHODS)
+    choose("method", method or DEFAULT, A2C_METHODS)
     if oracle is not None and method in NO_CONSTRAINTS:
         allowed = ", ".join(name for name in A2C_METHODS if name not in NO_CONSTRAINTS)
         raise ValueError(f"{method} knows no constraints; with an oracle choose one of: {allowed}")
@@ -99,14 +104,15 @@ def fit(
         settings["n_envs"] = env.n_envs
     elif isinstance(env, VectorEnv):
         settings.setdefault("n_envs", env.num_envs)
-    if not (_is_batched(env) or _is_named(env)):
-        settings = STRANGERS | settings
+    strange = not (_is_batched(env) or _is_named(env))
+    settings = STRANGERS | settings if strange else settings
     steps, total_steps = _whole("steps", steps), _whole("total_steps", total_steps or steps)
-    config = make_config(_name(env), method, settings | {"steps": total_steps, "seed": seed})
+    settings |= {"steps": total_steps, "seed": seed}
+    config = make_config(_name(env), method or DEFAULT, settings)
     if not 0 <= steps <= total_steps:
         raise ValueError(f"steps is {steps} and total_steps {total_steps}; allowed: 0 ≤ steps ≤ total_steps")
     options = {"known_valid": known_valid, "when_none_valid": when_none_valid}
-    fitted = _new(config, env, oracle, device, options)
+    fitted = _new(config, env, oracle, device, options, (method, settings) if strange else None)
     _listen(fitted, eval_env, callback, log, oracle, options)
     fitted.train(steps, progress)
     _warn_of_few_valid(fitted)
@@ -201,8 +207,10 @@ def _listen(fitted: Fitted, eval_env: Env | None, callback, log: str | None, ora
         fitted.callbacks.append(callback)
 
 
-def _new(config: TrainConfig, env: Env, oracle: Oracles | None, device: str, options: dict) -> Fitted:
-    """A trainer of the configuration that has learnt nothing. ValueError."""
+def _new(
+    config: TrainConfig, env: Env, oracle: Oracles | None, device: str, options: dict, wishes: tuple | None = None
+) -> Fitted:
+    """A trainer of the configuration that has learnt nothing; wishes: as `_for_many_actions` takes them. ValueError."""
     choose("policy", config.policy, POLICIES)
     own = None if isinstance(oracle, str | list | tuple) else oracle
     if not (own is None or callable(own)):
@@ -214,7 +222,19 @@ def _new(config: TrainConfig, env: Env, oracle: Oracles | None, device: str, opt
     chosen = make_device(device)
     make = _maker(env, oracle, chosen, options)
     batch = make(config.n_envs, seeded(config.seed, "env", chosen))
+    if wishes is not None:
+        config = _for_many_actions(config, sum(map(math.log, batch.action_sizes)), *wishes)
     return Fitted(config, batch, own if _is_named(env) else None, make)
+
+
+def _for_many_actions(config: TrainConfig, log_size: float, method: str | None, settings: dict) -> TrainConfig:
+    """The configuration where log |A| is known, but for what the user has said."""
+    if method is None and log_size > MANY:
+        with suppress(ConfigError):  # a setting that only the recipe has
+            config = make_config(config.env, "iar-a2c-gumbel", settings)
+    if "entropy" in settings or log_size <= LOG_SIZE:
+        return config
+    return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / log_size)
 
 
 def _maker(env, oracle, device: torch.device, options: dict) -> Callable:

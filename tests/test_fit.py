@@ -1,5 +1,6 @@
 """flowrl.fit: a small assignment problem to near its optimum; every kind of environment, setting and error; `load`."""
 
+import math
 import os
 import subprocess
 import sys
@@ -41,6 +42,22 @@ def test_more_actions_than_int64_counts(method):
     """Methods that draw never number them: they train, from a reward of a half upwards."""
     one = flowrl.fit(Lottery, below_90, method, 2560, **FAST | {"n_envs": 32, "gamma": 0.01, "actor_lr": 1e-2})
     assert one.curve["return"].iloc[-10:].mean() > 0.7 and one.env.violations == 0
+
+
+@pytest.mark.parametrize(
+    ("env", "oracle", "settings", "method", "entropy"),
+    [
+        (Lottery, below_90, {}, "iar-a2c-gumbel", 0.3 * math.log(1000) / (20 * math.log(100))),
+        (Lottery, below_90, {"method": "iar-a2c"}, "iar-a2c", 0.3 * math.log(1000) / (20 * math.log(100))),
+        (Lottery, below_90, {"entropy": 0.2}, "iar-a2c-gumbel", 0.2),
+        (Lottery, below_90, {"latent_kl": 0.01, "entropy": 0.2}, "iar-a2c", 0.2),  # only a flow with latents has it
+        (Assignment, different, {}, "iar-a2c", 0.3),
+    ],
+)
+def test_many_actions_have_their_method_and_a_bonus_no_heavier(env, oracle, settings, method, entropy):
+    one = flowrl.fit(env, oracle, steps=8, **FAST | settings)
+    assert one.config.method == method and one.config.entropy == pytest.approx(entropy)
+    assert flowrl.fit("ERA-L-6x10", steps=8, **FAST).config.method == "iar-a2c"  # our own are as said
 
 
 @pytest.mark.parametrize("method", ["mask", "a2c"])
