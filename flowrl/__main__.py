@@ -314,9 +314,9 @@ def _list_settings() -> None:
     for name, kind, default, doc in config.describe_settings():
         print(f"{name:20} {default!s:>13} {fits.get(name, '')!s:>7}  {kind:48} {doc}")
     print(
-        "in fit: flowrl.fit's; all but steps in gymnasium environments only. There entropy falls as 1 / log |A| beyond a"
+        "in fit: flowrl.fit's; all but steps in gymnasium environments only. There entropy falls as 1 / log |A| beyond"
     )
-    print("thousand actions, and the method is iar-a2c-gumbel beyond a million.")
+    print("a thousand actions, and the method is iar-a2c-gumbel beyond a million.")
     print("Methods' own, over the default, under fit's:")
     for method, own in config.METHODS.items():
         print(f"  {method:17}", *(f"{name}={value}" for name, value in own.items()))

@@ -51,14 +51,20 @@ class GraphEncoder(nn.Module):
 class CNNEncoder(nn.Module):
     """Three strided convolutions over an image of `observation_shape` (planes, height, width), then a layer.
 
-    Further planes that an observation has are left out. ValueError for an image under 36 × 36.
+    What most of an image is, its background, should not drown the rest: it is subtracted, so that it is 0.
+    background: (planes,), from 0 to 255; default white. Further planes that an observation has are left out. ValueError
+    for an image under 36 × 36.
     """
+
+    background: Tensor
 
     KERNELS = ((16, 8, 4), (32, 4, 2), (32, 3, 2))  # channels, size, stride
 
-    def __init__(self, observation_shape: tuple[int, int, int], hidden: int):
+    def __init__(self, observation_shape: tuple[int, int, int], hidden: int, background: Tensor | None = None):
         super().__init__()
         self.planes, *sides = observation_shape
+        background = torch.full((self.planes,), 255.0) if background is None else background.float()
+        self.register_buffer("background", (background / 255)[:, None, None])
         if min(sides) < 36:
             raise ValueError(f"images are {sides[0]} × {sides[1]}; allowed: at least 36 × 36")
         layers, channels = [], self.planes
@@ -70,21 +76,29 @@ class CNNEncoder(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Observation (B, ≥ planes, height, width) uint8 → (B, hidden)."""
         pixels = observation[:, : self.planes].float()
-        # 1 − x/255, in place: white is 0, as most of a picture is background, which should not drown the rest
-        return self.net(pixels.mul_(-1 / 255).add_(1))
+        return self.net(pixels.mul_(-1 / 255).add_(self.background))
 
 
 class PartsEncoder(nn.Module):
     """Pictures, a CNN each, and the rest, an MLP, then a layer over all: of observations that are bytes in a row.
 
-    pictures: shapes (planes, height, width); n_numbers: float32 numbers behind them.
+    pictures: shapes (planes, height, width); n_numbers: float32 numbers behind them; backgrounds: of the pictures.
     """
 
-    def __init__(self, pictures: list[tuple[int, int, int]], n_numbers: int, hidden: int):
+    def __init__(
+        self,
+        pictures: list[tuple[int, int, int]],
+        n_numbers: int,
+        hidden: int,
+        backgrounds: list[Tensor] | None = None,
+    ):
         super().__init__()
+        backgrounds = backgrounds or [None] * len(pictures)
         self.pictures, self.n_numbers = pictures, n_numbers
         self.sizes = [*map(math.prod, pictures), 4 * n_numbers]
-        self.encoders = nn.ModuleList(CNNEncoder(shape, hidden) for shape in pictures)
+        self.encoders = nn.ModuleList(
+            CNNEncoder(shape, hidden, behind) for shape, behind in zip(pictures, backgrounds, strict=True)
+        )
         if n_numbers:
             self.encoders.append(MLPEncoder((n_numbers,), hidden))
         self.out = nn.Linear(len(self.encoders) * hidden, hidden)
@@ -103,21 +117,21 @@ def make_encoder(env, hidden: int) -> nn.Module:
     """The encoder that fits an environment's observations: over its graph, its images (uint8), its parts, else an MLP.
 
     An environment's `encoder_planes` says how many planes of its images the policy may see; default all. Its
-    `observation_parts`, if not None, are what `PartsEncoder` takes.
+    `observation_parts`, if not None, are what `PartsEncoder` takes, its `backgrounds` what lies behind its images.
 
     >>> from .envs import make_batched
     >>> env = make_batched("ERA-v1", 4)
     >>> make_encoder(env, hidden=32)(env.reset()).shape
     torch.Size([4, 32])
     """
-    parts = getattr(env, "observation_parts", None)
+    parts, backgrounds = getattr(env, "observation_parts", None), getattr(env, "backgrounds", [None])
     if parts is not None:
         pictures, n_numbers = parts
-        return PartsEncoder(pictures, n_numbers, hidden)
+        return PartsEncoder(pictures, n_numbers, hidden, backgrounds)
     adjacency = getattr(env, "adjacency", None)
     if adjacency is not None:
         return GraphEncoder(adjacency, env.observation_shape[-1], hidden)
     if getattr(env, "observation_dtype", None) == torch.uint8 and len(env.observation_shape) == 3:
         planes, *sides = env.observation_shape
-        return CNNEncoder((getattr(env, "encoder_planes", planes), *sides), hidden)
+        return CNNEncoder((getattr(env, "encoder_planes", planes), *sides), hidden, backgrounds[0])
     return MLPEncoder(env.observation_shape, hidden)

@@ -2,9 +2,14 @@
 
 from types import SimpleNamespace
 
+import gymnasium
+import numpy as np
+import pytest
 import torch
+from gymnasium import spaces
 
-from flowrl.encoders import GraphEncoder, MLPEncoder, PartsEncoder, make_encoder
+from flowrl.encoders import CNNEncoder, GraphEncoder, MLPEncoder, PartsEncoder, make_encoder
+from flowrl.envs.gym import GymBatched
 
 PATH = torch.tensor([[0, 1, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0]], dtype=torch.float32)  # 0 − 1 − 2 − 3
 
@@ -84,3 +89,34 @@ def test_parts_are_read_each_by_its_own_encoder():
         changed = rows.clone()
         changed[:, at : at + 300] ^= 32
         assert not torch.equal(encoder(changed), expected)
+
+
+def test_the_background_of_a_picture_is_nothing_to_the_encoder():
+    """The same figure on another ground is encoded alike; the ground is what most of the first pictures is."""
+
+    class Seen(gymnasium.Env):
+        observation_space = spaces.Dict(
+            {"eye": spaces.Box(0, 255, (40, 44, 3), np.uint8), "arm": spaces.Box(0, 1, (2,))}
+        )
+        action_space = spaces.Discrete(2)
+        ground = np.array([0, 90, 255], np.uint8)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            eye = np.tile(self.ground, (40, 44, 1))
+            eye[3:20, 5:25] = self.np_random.integers(0, 255, (17, 20, 3))
+            return {"eye": eye, "arm": np.zeros(2, np.float32)}, {}
+
+    env = GymBatched(Seen, 3, generator=torch.Generator().manual_seed(0))
+    assert [ground.tolist() for ground in env.backgrounds] == [[0, 90, 255]]
+    encoder = make_encoder(env, 8)
+    assert (255 * encoder.encoders[0].background).flatten().tolist() == pytest.approx([0, 90, 255])
+
+    figure = torch.randint(0, 100, (2, 3, 40, 44), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    torch.manual_seed(0)
+    one = CNNEncoder((3, 40, 44), 8, torch.tensor([0.0, 0, 0]))
+    other = CNNEncoder((3, 40, 44), 8, torch.tensor([100.0, 50, 155]))
+    other.net.load_state_dict(one.net.state_dict())
+    moved = figure + torch.tensor([100, 50, 155], dtype=torch.uint8)[:, None, None]
+    torch.testing.assert_close(one(figure), other(moved))
+    assert not torch.allclose(one(figure), one(moved))

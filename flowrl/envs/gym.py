@@ -8,6 +8,7 @@ valid actions but the oracle's answers (paper, section 1; `validity`: where it m
 never executed.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,15 @@ class GymBatched:
             raise ValueError("a list of oracles holds names and flowrl.per_action(…) of functions, one at least")
         sources = [self._named_source(one) for one in oracles]
         return Several([Validity(self.categories, self.observations, source) for source in sources])
+
+    @property
+    def backgrounds(self) -> list[Tensor]:
+        """Of each picture in the observations, what most of it is now, over the copies: (planes,) float32 to 255."""
+        shapes = self.observations.pictures
+        sizes = [math.prod(shape) for shape in shapes]
+        pictures = self._observation.flatten(1)[:, : sum(sizes)].split(sizes, 1)
+        return [x.unflatten(1, (shape[0], -1)).mT.flatten(0, 1).float().median(0).values
+                for x, shape in zip(pictures, shapes, strict=True)]  # fmt: skip
 
     @property
     def observation_layout(self) -> dict[str, slice]:
