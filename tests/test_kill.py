@@ -96,10 +96,10 @@ def train(config, out, before=lambda: None) -> float:
 
 
 def record(config, out):
-    """Curve and facts, but for what tells the time."""
+    """Curve and facts, but for what tells the time or the process's memory."""
     path = records.record_path(out, config.env, config.method, config.seed)
     facts = json.loads(records.with_suffix(path, ".json").read_text())
-    for name in ("wall_s", "train_s", "env_steps_per_s", "started", "ended"):
+    for name in ("wall_s", "train_s", "env_steps_per_s", "peak_mb", "started", "ended"):
         del facts[name]
     return pd.read_csv(records.with_suffix(path, ".csv")).drop(columns=["wall_s", "train_s"]), facts
 
