@@ -20,7 +20,7 @@ from snakemake.exceptions import WorkflowError
 
 from flowrl.study.config import ConfigError, choose
 from flowrl.study.plan import experiments, planned, runs, scale_drawn
-from flowrl.study.queue import seconds
+from flowrl.study.queue import peak_mb, seconds
 from flowrl.study.records import figures as drawn_from_records
 
 EXPERIMENTS = Path("experiments.yaml")
@@ -157,6 +157,12 @@ def minutes(wildcards, attempt):
     return attempt * (10 + 3 * int(expected) // 60)
 
 
+def memory(wildcards, attempt):
+    """A training's memory on a cluster in MiB: half as much again, and 500, as records of its kind took; else 3000."""
+    peak = peak_mb(PLANNED[RECORD.format(**wildcards)], DATA)
+    return attempt * (500 + 3 * int(peak) // 2) if peak else 3000
+
+
 rule all:
     """Every record, figure and executed notebook."""
     input:  # what lies between, too: a missing file is not rebuilt where all that comes of it is there
@@ -185,6 +191,7 @@ rule train:
     resources:
         train=1,
         runtime=minutes,
+        mem_mb=memory,
     shell:
         "{PYTHON} -m flowrl train {params.options} --wait --device {params.device:q} > {log:q} 2>&1"
 

@@ -3,7 +3,8 @@
 The commit of the last entry and this one train in turn on this machine (`against`), the old one from a worktree of its
 own: what differs is the code alone. Prints this one's environment steps a CPU second over the old one's, by method and
 environment; exit status 1 where one is less than 0.9. Without `--check` it adds an entry, a row each, to
-data/benchmarks/history.csv: rates also over this core's float32 matmul rate, which makes machines comparable, roughly.
+data/benchmarks/history.csv: rates also over this core's float32 matmul rate, which makes machines comparable, roughly:
+two entries whose steps a second differ by a tenth differ twofold in that rate.
 """
 
 import argparse

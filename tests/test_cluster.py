@@ -1,4 +1,5 @@
-"""The DAG through Slurm, on a cluster of one node that is started here: the figures are those of a local run.
+"""A part of the DAG through Slurm, on a cluster of one node that is started here: records and figures are those of a
+local run.
 
 Needs slurmctld, slurmd and munged (Debian: slurm-wlm, munge), root to start them, no cluster here yet, and the extra
 `cluster`.
@@ -14,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from problems import project_without_records
@@ -22,7 +24,10 @@ from flowrl.study.records import ROOT
 
 pytestmark = pytest.mark.cluster
 
-TARGET = "build/smoke/notebooks/07_partial.ipynb"  # eleven trainings and a notebook
+TARGETS = [
+    "build/smoke/notebooks/07_partial.ipynb",  # 14 trainings and a notebook
+    "data/runs/smoke/Pistonball-v1-cstr/wol-ddpg/seed0.json",
+]
 PARTITION = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["default-resources"]["slurm_partition"]
 CONF = Path("/etc/slurm/slurm.conf")  # where jobs look for it
 CONFIG = """
@@ -123,16 +128,26 @@ def slurm(tmp_path_factory):
 
 
 def snakemake(folder, *options):
-    command = [sys.executable, "-m", "snakemake", TARGET, *options, "--config", "scale=smoke"]
+    command = [sys.executable, "-m", "snakemake", *TARGETS, *options, "--config", "scale=smoke"]
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # the project's own modules
     return subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def figures(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "build/smoke/figures").glob("*.png")}
+    """Pictures and tables as they are."""
+    return {path.name: path.read_bytes() for path in (folder / "build/smoke/figures").iterdir()}
 
 
-def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
+def curves(folder) -> dict[str, pd.DataFrame]:
+    """Of all records, but for what tells the time."""
+    runs = folder / "data/runs/smoke"
+    return {
+        str(path.relative_to(runs)): pd.read_csv(path).drop(columns=["wall_s", "train_s"])
+        for path in runs.rglob("seed*.csv")
+    }
+
+
+def test_what_is_made_through_slurm_is_that_of_a_local_run(tmp_path, slurm):
     """A job is killed and the controller is, too, on the way."""
     local, remote = (project_without_records(tmp_path / name) for name in ("local", "remote"))
     run = snakemake(remote, "--profile", "profiles/slurm")
@@ -153,6 +168,10 @@ def test_figures_through_slurm_are_those_of_a_local_run(tmp_path, slurm):
     alone = snakemake(local, "--cores", "2")
     said = alone.communicate()[0]
     assert alone.returncode == 0, said
-    expected = figures(local)
-    assert {"fig6.png", "figA3.png", "figB_joint.png"} <= set(expected)
-    assert figures(remote) == expected
+    expected, found = curves(local), curves(remote)
+    assert len(expected) == 15 and expected.keys() == found.keys()
+    for name, curve in expected.items():
+        pd.testing.assert_frame_equal(found[name], curve, check_exact=True)
+    names = ("fig6", "figA3", "figB_joint", "figB_line")
+    assert {f"{name}{suffix}" for name in names for suffix in (".pdf", ".png", ".csv")} <= figures(local).keys()
+    assert figures(remote) == figures(local)

@@ -263,7 +263,7 @@ def test_a_callback_sees_every_update_and_can_stop():
     assert seen == [4, 8, 12, 16, 20] and trainer.env_steps == 20
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("scale", [1e-3, pytest.param(1e3, marks=pytest.mark.long)])
 def test_learns_at_any_reward_scale(scale):
     """Three quarters of the way to the optimum; without the scaling, which is the default, 0.04 of it at 1e-3."""
 
@@ -290,7 +290,7 @@ class Bandit(gymnasium.Env):
         return np.zeros(1, np.float32), self.prize * (action[0] == 3 and action[1] == 1), True, False, {}
 
 
-@pytest.mark.parametrize("reward", [1e-3, 1e-2, 1.0, 1e3])
+@pytest.mark.parametrize("reward", [1e-3, pytest.param(1e-2, marks=pytest.mark.long), 1.0, 1e3])
 def test_a_bandit_is_learnt_by_default_whatever_its_reward(reward):
     bandit = type("Bandit", (Bandit,), {"prize": reward})
     trainer = flowrl.fit(bandit, different, steps=3000, progress=False)

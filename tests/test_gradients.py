@@ -196,7 +196,7 @@ def test_scores_against_finite_differences():
             torch.testing.assert_close(found[:, at + k], (values[0] - values[1]) / (2 * step), rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("coupling", ["additive", "affine"])
+@pytest.mark.parametrize("coupling", [pytest.param("additive", marks=pytest.mark.long), "affine"])
 def test_scores_of_a_coupled_policy(coupling):
     """From 400,000 draws, against the gradient of a quadrature fine enough for the couplings' kinks (z < 5)."""
     policy = make((2,), coupling=coupling, base_scale="learned")

@@ -3,6 +3,7 @@
 Runs are forked, so that a seed's moment of death is the only thing that differs from a user's `kill -9`. Marked `long`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,9 +48,10 @@ PAIRS = [
     ("ar", "Toy-Partial", {}),
     ("iar-a2c", "Joint-Cstr", {}),
     ("iar-a2c", "Acrobot-v1", {"steps": 640}),
-    ("mask", "Pistonball-v1-cstr", {"steps": 160, "eval_every": 80, "eval_episodes": 1, "final_episodes": 1}),
-]
-KILLS = 4  # of each pair at least: 64 in all
+    ("mask", "Pistonball-v1-cstr",
+     {"n_envs": 16, "steps": 320, "eval_every": 160, "eval_episodes": 1, "final_episodes": 1}),
+]  # fmt: skip
+KILLS = 4  # of each pair: 64 in all
 
 
 @pytest.fixture(autouse=True)
@@ -86,18 +88,18 @@ def status_of(pid) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def train(config, out) -> float:
+def train(config, out, before=lambda: None) -> float:
     """Train to the end; seconds."""
     began = time.monotonic()
-    assert status_of(forked(config, out)) == 0, (Path(out) / "error").read_text()
+    assert status_of(forked(config, out, before)) == 0, (Path(out) / "error").read_text()
     return time.monotonic() - began
 
 
 def record(config, out):
-    """Curve and facts, but for what tells the time."""
+    """Curve and facts, but for what tells the time or the process's memory."""
     path = records.record_path(out, config.env, config.method, config.seed)
     facts = json.loads(records.with_suffix(path, ".json").read_text())
-    for name in ("wall_s", "train_s", "env_steps_per_s", "started", "ended"):
+    for name in ("wall_s", "train_s", "env_steps_per_s", "peak_mb", "started", "ended"):
         del facts[name]
     return pd.read_csv(records.with_suffix(path, ".csv")).drop(columns=["wall_s", "train_s"]), facts
 
@@ -123,19 +125,43 @@ def session_members(session) -> list[int]:
     return members
 
 
+def two_workers():
+    """As on a GPU's machine, where torch has threads: Pistonball's 16 environments are in two other processes."""
+    torch.get_num_threads = lambda: 2
+
+
+def workers_of(pid) -> list[int]:
+    """Waits until a run has its two workers."""
+    until = time.monotonic() + 60
+    while len(members := session_members(pid)) < 3:
+        assert time.monotonic() < until, "no workers after a minute"
+        time.sleep(0.001)
+    return [member for member in members if member != pid]
+
+
 @pytest.mark.parametrize(("method", "env", "settings"), PAIRS)
 def test_killed_at_random_moments(tmp_path, method, env, settings):
+    """The run, or one of its workers, which ends the run."""
     config, rng = small(method, env, settings), np.random.default_rng([*f"{method} {env}".encode()])
-    seconds = train(config, tmp_path / "whole")
-    killed = 0
-    while killed < KILLS:
-        pid = forked(config, tmp_path / "killed")
+    victims, before = ["run"] * KILLS, lambda: None
+    if env.startswith("Pistonball"):
+        victims, before = ["run", "worker"] * (KILLS // 2), two_workers
+    seconds = train(config, tmp_path / "whole", before)
+    while victims:
+        pid = forked(config, tmp_path / "killed", before)
+        victim = pid if victims[0] == "run" else rng.choice(workers_of(pid))
         time.sleep(rng.uniform(0, seconds))
-        os.kill(pid, signal.SIGKILL)
-        killed += status_of(pid) == -signal.SIGKILL
+        with contextlib.suppress(ProcessLookupError):  # a worker that ended with its run
+            os.kill(victim, signal.SIGKILL)
+        status, error = status_of(pid), tmp_path / "killed/error"
+        if status == 3:
+            assert victim != pid and "died with exit code -9" in error.read_text()
+            error.unlink()
+        if status:
+            victims.pop(0)
         path = records.record_path(tmp_path / "killed", env, method, 0)
         if records.with_suffix(path, ".json").exists():  # it was quicker: begin again, kill until there are enough
-            train(config, tmp_path / "killed")  # the same command again, as it may have died in its last checkpoint
+            train(config, tmp_path / "killed", before)  # the same again, as it may have died in its last checkpoint
             assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
             for suffix in (".json", ".csv", ".pt"):
                 records.with_suffix(path, suffix).unlink()
@@ -143,7 +169,7 @@ def test_killed_at_random_moments(tmp_path, method, env, settings):
         while session_members(pid) and time.monotonic() < until:  # workers notice that nobody speaks to them
             time.sleep(0.05)
         assert not session_members(pid)
-    train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", before)
     assert_same_record(config, tmp_path / "killed", tmp_path / "whole")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from conftest import fake_record
 
 from flowrl.__main__ import main
 from flowrl.envs.city import generate
@@ -81,6 +82,26 @@ def test_it_trains_what_is_missing_and_what_is_stale_and_nothing_else(experiment
     assert queue.work(wanted[:1], out, 1, 1, tmp_path / "logs") == []
     assert records.read_facts(stale)["config"]["gamma"] == 0.95
     assert "1 runs, 0.0 core-hours" in queue.listing(wanted[:1], tmp_path)
+
+
+def test_time_and_memory_are_those_of_records_of_the_kind(experiments, tmp_path):
+    """The median speed, the most memory; records of before memory was noted say nothing of it."""
+    [run, *_] = queue.missing(experiments, tmp_path, "smoke", only=["first"], labels=["mask"])
+    assert queue.seconds(run, tmp_path / "none") is queue.peak_mb(run, tmp_path / "none") is None
+    told = {
+        "quick": {"wall_s": 2.0, "peak_mb": 400.5},
+        "paper": {"wall_s": 4.0, "peak_mb": 300},
+        "smoke": {"wall_s": 8},
+    }
+    for scale, facts in told.items():
+        fake_record(run, tmp_path, scale, **facts)
+    assert queue.seconds(run, tmp_path) == 4
+    assert queue.peak_mb(run, tmp_path) == 400.5
+    [other] = queue.missing(experiments, tmp_path, "smoke", only=["first"], labels=["factored-iar"])[:1]
+    assert queue.peak_mb(other, tmp_path) is None
+    old = tmp_path / "old"
+    fake_record(run, old, "quick")
+    assert queue.seconds(run, old) and queue.peak_mb(run, old) is None
 
 
 def test_a_run_that_fails_is_named_with_its_log(experiments, tmp_path):

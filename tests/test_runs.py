@@ -8,6 +8,7 @@ import threading
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -169,6 +170,7 @@ def test_a_record_says_what_it_was_made_with(tmp_path):
     assert facts["config_hash"] == config.hash()
     assert {"torch", "numpy"} <= set(facts["versions"])
     assert facts["machine"]["cores"] == os.cpu_count()
+    assert facts["peak_mb"] > psutil.Process().memory_info().rss / 2**20 / 2
     assert facts["reference"] == exact.optimum(City.load("ERA-v1"))
     assert facts["env_steps"] == rows["env_steps"].iloc[-1] == 640
     span = facts["reference"]["optimal"] - facts["reference"]["uniform_valid"]

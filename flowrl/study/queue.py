@@ -52,19 +52,24 @@ def _is_made(run: Run, record: Path) -> bool:
 
 def seconds(run: Run, root: Path) -> float | None:
     """How long a run is likely to take: its steps at the median speed of records of its environment and method."""
-    speeds = _speeds(Path(root), Path(run.config.env).stem).get(run.config.method)
+    speeds = [facts["env_steps"] / facts["wall_s"] for facts in _its_kind(run, root) if facts["wall_s"]]
     return run.config.steps / median(speeds) if speeds else None
 
 
+def peak_mb(run: Run, root: Path) -> float | None:
+    """The most memory in MiB that a record of its environment and method has taken; None where none says."""
+    return max((facts["peak_mb"] for facts in _its_kind(run, root) if facts["peak_mb"]), default=None)
+
+
+def _its_kind(run: Run, root: Path) -> list[dict]:
+    """The facts of all records of a run's environment and method, of every scale."""
+    found = _facts(Path(root), Path(run.config.env).stem)
+    return [facts for facts in found if facts["config"]["method"] == run.config.method]
+
+
 @functools.cache
-def _speeds(root: Path, environment: str) -> dict[str, list[float]]:
-    """Steps a second of the records of an environment, by method."""
-    speeds: dict[str, list[float]] = {}
-    for record in root.glob(f"*/{environment}/*/seed*.json"):
-        facts = read_facts(record)
-        if facts["wall_s"]:
-            speeds.setdefault(facts["config"]["method"], []).append(facts["env_steps"] / facts["wall_s"])
-    return speeds
+def _facts(root: Path, environment: str) -> list[dict]:
+    return [read_facts(record) for record in root.glob(f"*/{environment}/*/seed*.json")]
 
 
 def listing(wanted: list[Run], root: Path) -> str:

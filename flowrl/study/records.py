@@ -32,7 +32,7 @@ FORM: dict[str, Any] = {  # of a record's JSON, as far as anything reads it
     "wall_s": float, "violations": int, "reference": ({...: _KNOWN}, type(None)), "commit": (str, type(None)),
     "dirty": (bool, type(None)), "final_return_mean": float, "final_return_sem": float, "final_exact_return": _KNOWN,
     "final_normalised": _KNOWN, "final_plateau_gain": _KNOWN, "final_enumerated_share": float,
-    "train_enumerated_share": float,
+    "train_enumerated_share": float, "peak_mb": _KNOWN,
 }  # fmt: skip
 COLUMNS = ("env_steps", "wall_s", "eval_return_mean", "valid_rate", "oracle_calls", "violations", "elbo",
            "entropy_estimate", "grad_norm_actor", "grad_norm_critic")  # fmt: skip  # of its CSV, likewise
@@ -85,7 +85,7 @@ def read_record(path: Path) -> tuple[pd.DataFrame, dict]:
 
 
 def read_facts(path: Path) -> dict:
-    """The JSON of a record. Raises RecordError."""
+    """The JSON of a record; `peak_mb` is None in one of before it was noted. Raises RecordError."""
     json_path = with_suffix(path, ".json")
     try:
         facts = json.loads(json_path.read_text())
@@ -96,6 +96,7 @@ def read_facts(path: Path) -> dict:
     found = facts.get("schema") if isinstance(facts, dict) else None
     if found != SCHEMA:
         raise RecordError(f"{json_path}: record of schema {found}; this version reads schema {SCHEMA}")
+    facts.setdefault("peak_mb", None)
     check_whole(json_path, facts, FORM)
     return facts
 

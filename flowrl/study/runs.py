@@ -6,6 +6,7 @@ Beside a record seed<k>.{csv,json} lies seed<k>.pt: the checkpoint while it trai
 import dataclasses
 import math
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -228,7 +229,7 @@ class Run:
             "config": dataclasses.asdict(config) | {"env": portable(config.env)}, **finals, "reference": known,
             "env_steps": trainer.env_steps, "wall_s": round(self.wall_s, 3), "train_s": round(self.train_s, 3),
             "env_steps_per_s": round(trainer.env_steps / self.train_s, 1) if self.train_s else None,
-            "started": self.started, "ended": _now(), **self.made_with,
+            "peak_mb": _peak_mb(), "started": self.started, "ended": _now(), **self.made_with,
         }  # fmt: skip
 
 
@@ -347,6 +348,12 @@ def _writable(folder: Path) -> None:
 def _quantile(calls: torch.Tensor, share: float) -> float:
     """The least number that so large a share of the decisions did not exceed."""
     return float(calls.cpu().sort().values[math.ceil(share * len(calls)) - 1])
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)  # bytes there, KiB elsewhere
 
 
 def _now() -> str:
