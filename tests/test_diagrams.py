@@ -105,7 +105,7 @@ def test_estimators_are_drawn_as_measured():
     np.testing.assert_allclose(middle[::2], [[2, 1], [0.09**0.5, 0.07**0.5]])
     np.testing.assert_allclose(bottom[::2], 3)
     assert np.isnan(middle[1::2]).tolist() == [[True, True], [False, False]]  # the open ones
-    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "averaged over equal actions"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "averaged over equal actions (rb)"]
     figure.canvas.draw()
 
 

@@ -133,6 +133,23 @@ def test_curves_of_three_environments_are_named_in_the_last_or_in_a_legend():
     assert fig.legends[0].get_title().get_text() == experiments(EXPERIMENTS)["fig4b"]["title"]
 
 
+def test_where_a_row_is_not_full_every_axis_has_numbers_and_the_last_row_the_name():
+    fig = figures.curves("tabC_violations", [record("wol-ddpg", [0] * 3, [0, 1, 2], env) for env in "abcde"])
+    assert [ax.get_xlabel() for ax in fig.axes[:5]] == [""] * 3 + ["environment steps"] * 2
+    assert all(ax.xaxis.get_tick_params()["labelbottom"] for ax in fig.axes[:5])
+    assert not any(ax.texts for ax in fig.axes)  # the title names the one run
+
+
+def test_names_of_known_values_stand_within_the_axes_and_apart():
+    runs = [record("ar", [0] * 3, [0, 1, 2], "one", final=2.0)]
+    fig = figures.curves("fig6", runs, {"one": {"best": 2.1, "near": 2.05, "far": 0.5}})
+    fig.draw_without_rendering()
+    [ax] = fig.axes
+    best, near, far = (text.get_window_extent() for text in ax.texts)
+    assert best.y1 <= ax.bbox.y1 and not best.overlaps(near)
+    assert [text.get_va() for text in ax.texts] == ["bottom", "top", "bottom"]
+
+
 def test_costs_scales_steps_by_the_seconds_of_a_step():
     """Wol-DDPG calls no oracle; only what was timed one action at a time has a curve in the last panel."""
     runs = [record("iar-a2c", [0, 640, 1280], [-70, -40, -30]), record("ar-iar", [0, 160, 320], [-70, -60, -50]),
