@@ -43,6 +43,21 @@ def test_runs_of_a_figure_look_different(experiment):
         assert correction in (None, trained[label]["correction"]), label
 
 
+def test_the_same_run_looks_the_same_in_every_figure_of_notebook_09():
+    """Where colours stand for no setting: runs of equal settings have one colour; estimators theirs."""
+    seen = {}
+    for name, entry in experiments(EXPERIMENTS).items():
+        if entry["notebook"] == "09_ablations" and "colour" not in entry:
+            shown = figures.looks(name, planned_records(name))
+            for run in runs(EXPERIMENTS, name, "paper"):
+                config = dataclasses.asdict(run.config) | dict.fromkeys(("env", "seed"))
+                seen.setdefault(str(config), set()).add(shown[run.label].colour)
+            assert {label: shown[label].colour for label in shown if label == "recipe-latent"}.items() <= {
+                ("recipe-latent", plots.ESTIMATORS["latent"].colour)
+            }
+    assert max(map(len, seen.values())) == 1 and len(seen) > 10
+
+
 def test_every_drawn_experiment_says_what_to_see():
     drawn = {entry.get("figure", name) for name, entry in experiments(EXPERIMENTS).items()} & set(
         experiments(EXPERIMENTS)
