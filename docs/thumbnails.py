@@ -1,11 +1,14 @@
-"""A small picture of every notebook for README.md, cut from one of its figures: python docs/thumbnails.py.
+"""Pictures that documents show and no notebook draws: python docs/thumbnails.py.
 
-Run it after figures were redrawn, and commit figures/thumbnails.
+A small one of every notebook for README.md, cut from one of its figures: run it after these were redrawn, and commit
+figures/thumbnails. And how data flows here, for how_it_is_built.md.
 """
 
 from pathlib import Path
 
 from PIL import Image
+
+from flowrl.study import diagrams, plots
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 SIZE = 168, 105  # pixels
@@ -40,6 +43,7 @@ def thumbnail(name: str) -> Image.Image:
 
 
 if __name__ == "__main__":
+    plots.save(diagrams.how_it_is_built(), FIGURES / "how_it_is_built", computed="docs/thumbnails.py")
     (FIGURES / "thumbnails").mkdir(exist_ok=True)
     for name in CUT:
         thumbnail(name).save(FIGURES / f"thumbnails/{name}.png", optimize=True)

@@ -48,6 +48,17 @@ def test_loop_keeps_its_words_inside_and_apart():
         assert not any(box.overlaps(other) for other in boxes[:i]), figure.axes[0].texts[i].get_text()
 
 
+def test_how_it_is_built_names_what_is_there():
+    """Every title is a path of the project but the command and the site; words stay apart."""
+    figure = diagrams.how_it_is_built()
+    figure.canvas.draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    titles = [text.get_text() for text in texts if text.get_fontweight() == "bold"]
+    assert all((ROOT / title).exists() for title in titles if title not in ("flowrl train", "build/site"))
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
 def test_every_correction_has_its_own_look():
     for field in ("name", "colour", "dashes"):
         assert len({getattr(look, field) for look in diagrams.CORRECTIONS.values()}) == 4
@@ -105,7 +116,7 @@ def test_estimators_are_drawn_as_measured():
     np.testing.assert_allclose(middle[::2], [[2, 1], [0.09**0.5, 0.07**0.5]])
     np.testing.assert_allclose(bottom[::2], 3)
     assert np.isnan(middle[1::2]).tolist() == [[True, True], [False, False]]  # the open ones
-    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "averaged over equal actions"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ELBO", "averaged over equal actions (rb)"]
     figure.canvas.draw()
 
 
@@ -157,3 +168,9 @@ def test_the_snakefile_asks_for_what_notebooks_compute():
             assert f'figure_dir / "{name if suffix == "csv" else stem}"' in cells, name
         for module in modules.split():
             assert (ROOT / "flowrl" / f"{module}.py").exists(), module
+
+
+def test_pictures_that_notebooks_compute_name_these():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert set(re.findall(r'computed=f?"(notebooks/\w+\.ipynb)', cells)) <= {f"notebooks/{path.name}"}

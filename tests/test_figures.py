@@ -43,6 +43,21 @@ def test_runs_of_a_figure_look_different(experiment):
         assert correction in (None, trained[label]["correction"]), label
 
 
+def test_the_same_run_looks_the_same_in_every_figure_of_notebook_09():
+    """Where colours stand for no setting: runs of equal settings have one colour; estimators theirs."""
+    seen = {}
+    for name, entry in experiments(EXPERIMENTS).items():
+        if entry["notebook"] == "09_ablations" and "colour" not in entry:
+            shown = figures.looks(name, planned_records(name))
+            for run in runs(EXPERIMENTS, name, "paper"):
+                config = dataclasses.asdict(run.config) | dict.fromkeys(("env", "seed"))
+                seen.setdefault(str(config), set()).add(shown[run.label].colour)
+            assert {label: shown[label].colour for label in shown if label == "recipe-latent"}.items() <= {
+                ("recipe-latent", plots.ESTIMATORS["latent"].colour)
+            }
+    assert max(map(len, seen.values())) == 1 and len(seen) > 10
+
+
 def test_every_drawn_experiment_says_what_to_see():
     drawn = {entry.get("figure", name) for name, entry in experiments(EXPERIMENTS).items()} & set(
         experiments(EXPERIMENTS)
@@ -131,6 +146,23 @@ def test_curves_of_three_environments_are_named_in_the_last_or_in_a_legend():
     fig = figures.curves("fig4b", runs[:-1])
     assert [text.get_text() for text in fig.legends[0].texts] == ["AR", "A2C"]
     assert fig.legends[0].get_title().get_text() == experiments(EXPERIMENTS)["fig4b"]["title"]
+
+
+def test_where_a_row_is_not_full_every_axis_has_numbers_and_the_last_row_the_name():
+    fig = figures.curves("tabC_violations", [record("wol-ddpg", [0] * 3, [0, 1, 2], env) for env in "abcde"])
+    assert [ax.get_xlabel() for ax in fig.axes[:5]] == [""] * 3 + ["environment steps"] * 2
+    assert all(ax.xaxis.get_tick_params()["labelbottom"] for ax in fig.axes[:5])
+    assert not any(ax.texts for ax in fig.axes)  # the title names the one run
+
+
+def test_names_of_known_values_stand_within_the_axes_and_apart():
+    runs = [record("ar", [0] * 3, [0, 1, 2], "one", final=2.0)]
+    fig = figures.curves("fig6", runs, {"one": {"best": 2.1, "near": 2.05, "far": 0.5}})
+    fig.draw_without_rendering()
+    [ax] = fig.axes
+    best, near, far = (text.get_window_extent() for text in ax.texts)
+    assert best.y1 <= ax.bbox.y1 and not best.overlaps(near)
+    assert [text.get_va() for text in ax.texts] == ["bottom", "top", "bottom"]
 
 
 def test_costs_scales_steps_by_the_seconds_of_a_step():

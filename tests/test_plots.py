@@ -1,6 +1,7 @@
 """Looks, and what the parts of figures show, asked of the artists that were drawn."""
 
 import itertools
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from flowrl.envs import draw
 from flowrl.study import plots
 from flowrl.study.config import METHODS
-from flowrl.study.records import by_label, load
+from flowrl.study.records import ROOT, by_label, load
 from flowrl.study.stats import iqm
 
 
@@ -179,7 +180,7 @@ def test_variants_look_different_and_methods_keep_theirs():
     assert looks["mask"] == plots.METHODS["mask"]._replace(name="the mask")
     # the first variant's dashes are MASK's
     assert [looks[label].colour for label in ("first", "second")] == [look.colour for look in plots.VARIANTS[1:3]]
-    with pytest.raises(ValueError, match="9 runs are too many to tell apart; at most 8 beside the methods"):
+    with pytest.raises(ValueError, match="9 runs are too many to tell apart; at most 8 beside the others"):
         plots.variants({"mask": ""} | {str(k): "" for k in range(9)})
 
 
@@ -237,6 +238,9 @@ def test_curves_of_returns_are_exact_where_all_records_of_a_run_are():
     said = plots.returns_drawn([*runs, long], names)
     assert "the mean of 1 to 21 evaluations of 4 episodes around it" in said
     assert said.endswith("8 episodes; means are joined to them by a straight line over the last 0 to 10 evaluations.")
+    lucky = record("ar-iar", [0] * 3, [-70, -15, -40], final=-41.0)  # the optimum is −20
+    assert "A mean above the optimum is chance: no policy is." in plots.returns_drawn([*runs, lucky], names)
+    assert "above the optimum" not in said
     all_nan = record("mask", [0] * 3, [-70, -60, -50], exact_return=[nan] * 3)
     assert plots.return_column([all_nan]) == "eval_return_mean"
 
@@ -245,3 +249,18 @@ def test_a_figure_drawn_from_tables_names_them(tmp_path):
     plots.save(plt.figure(), tmp_path / "one", tables=["data/benchmarks/a.csv", "data/benchmarks/b.csv"])
     with Image.open(tmp_path / "one.png") as image:
         assert image.text["Description"] == "Drawn from data/benchmarks/a.csv, data/benchmarks/b.csv."
+
+
+def test_a_figure_names_what_computed_it(tmp_path):
+    plots.save(plt.figure(), tmp_path / "one", computed="notebooks/01_flow_policy.ipynb, seed 0")
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.text["Description"] == "Computed by notebooks/01_flow_policy.ipynb, seed 0."
+    with pytest.raises(ValueError, match="say what one is made of"):
+        plots.save(plt.figure(), tmp_path / "one")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*.png")), ids=lambda path: path.stem)
+def test_committed_figures_are_no_wider_than_a_page_and_name_their_sources(path):
+    with Image.open(path) as image:
+        assert image.width <= 830
+        assert re.match("(Scale|Drawn from|Computed by) ", image.text["Description"])

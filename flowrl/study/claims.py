@@ -19,7 +19,7 @@ from . import stats
 from .config import ConfigError, choose
 from .forms import check, read_yaml
 from .plan import Run, experiments, recorded_as, runs, titles
-from .plots import METHODS
+from .plots import METHODS, PLACES
 from .quantities import QUANTITIES, plain, significant
 from .records import EXPERIMENTS, ROOT, Record, RecordError, by_label, matrix, read_record
 
@@ -357,6 +357,7 @@ def _what(test: Query, names: list[str], environment: str) -> str:
     """A test in words."""
     words = QUANTITIES[test.of].words if test.experiment else test.of.replace("_", " ")
     cities = [environment] if environment else list(test.environments or _environments(test))
+    cities = [PLACES.get(city, city) for city in cities]
     where = f" ({', '.join(cities) if len(cities) < 3 else f'{cities[0]} to {cities[-1]}'})" if cities else ""
     if test.statistic in OF_TWO:
         sign = {"difference": "−", "equivalent": "−", "ratio": "/", "improvement": ">"}[test.statistic]

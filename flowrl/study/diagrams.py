@@ -1,4 +1,4 @@
-"""Pictures that explain: the loop of IAR-A2C (paper, Figure 1), estimators, what a correction does, the cities of ERA.
+"""Pictures that explain: the loop of IAR-A2C (Figure 1), how data flows here, estimators, corrections, ERA's cities.
 
 Numbers and axes in, artists out, as in `plots`; nothing here trains or samples. What the pictures show is computed in
 notebooks 02 to 04, from `rejection` and `truth`.
@@ -75,8 +75,8 @@ def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
 
 def iar_a2c_loop() -> Figure:
     """Figure 1 of the paper, redrawn with the weights that Theorem 1 calls for: acting above, learning below."""
-    with plt.rc_context(STYLE):
-        fig = plt.figure(figsize=(13, 6.65))
+    with page():
+        fig = plt.figure(figsize=(PAGE, PAGE * 6.65 / 13))
         ax = fig.add_axes((0, 0, 1, 1))
         ax.set(xlim=(0, 13), ylim=(0.05, 6.7))
         ax.axis("off")
@@ -94,39 +94,39 @@ TOP, GAP = 6.0, 0.31  # the first draw, and the next below it
 def _frame(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, title: str) -> None:
     """A rounded box with a bold title at its top."""
     style = "round,pad=0,rounding_size=0.12"
-    ax.add_patch(FancyBboxPatch((left, bottom), width, height, style, facecolor=PALE, edgecolor=colour, linewidth=1.8))
+    ax.add_patch(FancyBboxPatch((left, bottom), width, height, style, facecolor=PALE, edgecolor=colour, linewidth=1.2))
     place = left + width / 2, bottom + height - 0.16
-    ax.text(*place, title, ha="center", va="top", fontsize=14, fontweight="bold", color=colour)
+    ax.text(*place, title, ha="center", va="top", fontsize=8.5, fontweight="bold", color=colour)
 
 
 def _box(ax: Axes, left: float, bottom: float, width: float, height: float, colour: str, *lines: str) -> None:
     """A frame with its title, the first of the lines, and the others below."""
     _frame(ax, left, bottom, width, height, colour, lines[0])
     place = left + width / 2, bottom + (height - 0.4) / 2
-    ax.text(*place, "\n".join(lines[1:]), ha="center", va="center", fontsize=12, color=INK, linespacing=1.5)
+    ax.text(*place, "\n".join(lines[1:]), ha="center", va="center", fontsize=7.5, color=INK, linespacing=1.5)
 
 
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
     """An arrow along straight pieces."""
-    ax.plot(*zip(*points, strict=True), color=GREY, linewidth=1.8, solid_joinstyle="round", zorder=1)
-    head: dict[str, Any] = dict(arrowstyle="-|>", mutation_scale=18, linewidth=1.8, color=GREY, shrinkA=0, shrinkB=0)
+    ax.plot(*zip(*points, strict=True), color=GREY, linewidth=1.2, solid_joinstyle="round", zorder=1)
+    head: dict[str, Any] = dict(arrowstyle="-|>", mutation_scale=10, linewidth=1.2, color=GREY, shrinkA=0, shrinkB=0)
     ax.add_patch(FancyArrowPatch(points[-2], points[-1], **head))
 
 
 def _note(ax: Axes, x: float, y: float, *lines: str, **look: Any) -> None:
     """Lines of text round a place."""
-    default: dict[str, Any] = dict(ha="center", va="center", fontsize=12, color=INK, linespacing=1.4)
+    default: dict[str, Any] = dict(ha="center", va="center", fontsize=7.5, color=INK, linespacing=1.4)
     ax.text(x, y, "\n".join(lines), **default | look)
 
 
 def _draws(ax: Axes, x: float, keep: Sequence[int], ring: int | None = None) -> None:
-    """The draws a₁ … a_S, one below the other: those to `keep` full, the others faint; a ring round the executed."""
+    """The draws 1 … S, one below the other: those to `keep` full, the others faint; a ring round the executed."""
     for j in range(DRAWS):
         y, colour = TOP - GAP * j, BLUE if j in keep else "#C9CED6"
         ax.add_patch(Circle((x, y), 0.135, facecolor=colour, edgecolor="white", linewidth=0.8, zorder=3))
-        _note(ax, x, y - 0.01, f"$a_{j + 1}$" if j < DRAWS - 1 else "$a_S$", fontsize=11.5, color="white", zorder=4)
+        _note(ax, x, y - 0.02, f"{j + 1}" if j < DRAWS - 1 else "$S$", fontsize=7, color="white", zorder=4)
         if j == ring:
-            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=INK, linewidth=3, zorder=5))
+            ax.add_patch(Circle((x, y), 0.185, facecolor="none", edgecolor=INK, linewidth=1.8, zorder=5))
 
 
 def _acting(ax: Axes) -> None:
@@ -135,18 +135,18 @@ def _acting(ax: Axes) -> None:
     policy = (r"$z_0 = \mu(s) + \sigma(s)\,\varepsilon$", r"$v = F_w(z_0;\, s)$", r"$a = \mathrm{argmax}\; v$")
     _box(ax, 0.3, 3.95, 2.9, 1.95, BLUE, r"flow policy  $\pi_\theta(a|s)$", *policy)
     _arrow(ax, (3.2, middle), (3.97, middle))
-    _note(ax, 3.58, middle + 0.24, "$S$ draws", fontsize=11.5)
+    _note(ax, 3.63, middle + 0.24, "$S$ draws", fontsize=7)
     _draws(ax, 4.2, range(DRAWS))
     _arrow(ax, (4.47, middle), (5.2, middle))
     _box(ax, 5.2, 4.2, 1.6, 1.45, YES, "oracle", "is $a_j$ valid", "in state $s$?")
     _arrow(ax, (6.8, middle), (7.6, middle))
-    _note(ax, 7.18, middle + 0.24, "yes / no")
+    _note(ax, 7.23, middle + 0.24, "yes / no", fontsize=7)
     _draws(ax, 7.9, VALID, EXECUTED)
     for j in range(DRAWS):
         mark, colour = ("✓", YES) if j in VALID else ("✗", NO)
-        _note(ax, 8.26, TOP - GAP * j, mark, fontsize=14, color=colour, fontfamily="DejaVu Sans")
+        _note(ax, 8.26, TOP - GAP * j, mark, fontsize=8, color=colour, fontfamily="DejaVu Sans")
     _arrow(ax, (8.45, executed), (10.0, executed))
-    _note(ax, 9.2, executed + 0.34, "one of the $l$", "valid, uniformly")
+    _note(ax, 9.18, executed + 0.34, "one of the $l$", "valid, uniformly", fontsize=7)
     contract = (r"executes $a \sim \pi'(\cdot|s)$,", "never an invalid action;", "reward $r$, next state $s'$")
     _box(ax, 10.0, 3.95, 2.7, 1.95, GREY, "environment", *contract)
     _arrow(ax, (11.35, 5.9), (11.35, 6.35), (1.75, 6.35), (1.75, 5.9))
@@ -162,7 +162,7 @@ def _learning(ax: Axes) -> None:
     _arrow(ax, (10.0, 1.7), (9.25, 1.7))
     _note(ax, 9.62, 1.92, "$A$")
     _arrow(ax, (7.9, TOP - GAP * DRAWS + 0.06), (7.9, 3.12))
-    _note(ax, 6.55, 3.33, "all $S$ draws and their validity")
+    _note(ax, 6.3, 3.33, "all $S$ draws and their validity")
     _weights(ax)
     _arrow(ax, (4.1, 1.7), (3.2, 1.7))
     gradient = (r"$A\;\Sigma_j\, u_j\,\nabla\log\pi_\theta(a_j|s)$,", r"unbiased for $\nabla J$", "(Theorem 1)")
@@ -184,10 +184,42 @@ def _weights(ax: Axes) -> None:
 
 
 def _weight_bars(ax: Axes, base: float, weights: np.ndarray, colour: str, name: str, text: Sequence[str]) -> None:
-    ax.bar(4.6 + 0.33 * np.arange(DRAWS), 0.42 * weights, 0.24, bottom=base, color=colour, zorder=3)
-    ax.plot((4.4, 7.1), (base, base), color=INK, linewidth=0.9, zorder=4)
-    _note(ax, 4.4, base - 0.36, name, ha="left", fontsize=11.5, color=colour)
-    _note(ax, 7.3, base + 0.16, *text, ha="left")
+    ax.bar(4.5 + 0.29 * np.arange(DRAWS), 0.42 * weights, 0.22, bottom=base, color=colour, zorder=3)
+    ax.plot((4.3, 6.7), (base, base), color=INK, linewidth=0.9, zorder=4)
+    _note(ax, 4.3, base - 0.36, name, ha="left", color=colour)
+    _note(ax, 6.9, base + 0.2, *text, ha="left")
+
+
+# ------------------------------------------------------------------------------------------------ how data flows
+
+
+def how_it_is_built() -> Figure:
+    """From settings to records, and from these to pictures and words; titles are paths in the project, or commands."""
+    with page():
+        fig = plt.figure(figsize=(PAGE, PAGE * 6.6 / 13))
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.set(xlim=(0, 13), ylim=(0, 6.6))
+        ax.axis("off")
+        _box(ax, 0.15, 4.7, 2.75, 1.6, GREY, "experiments.yaml", "every experiment:", "settings, seeds, scales")
+        _box(ax, 3.6, 4.7, 2.4, 1.6, GREY, "Snakefile", "what is missing,", "in which order")
+        _box(ax, 6.7, 4.7, 2.6, 1.6, BLUE, "flowrl train", "one run of one seed;", "draws nothing")
+        _box(ax, 10.0, 4.7, 2.8, 1.6, GREY, "data/runs", "a record a seed: curve", "(CSV), facts (JSON)")
+        for left, right in ((2.9, 3.6), (6.0, 6.7), (9.3, 10.0)):
+            _arrow(ax, (left, 5.5), (right, 5.5))
+        _box(ax, 0.15, 2.3, 2.75, 1.6, YES, "figures", "PNG, PDF, and tables", "of final scores")
+        _box(ax, 3.6, 2.3, 2.6, 1.6, BLUE, "notebooks", "run by papermill;", "train none of these")
+        _box(ax, 6.9, 2.3, 2.4, 1.6, YES, "docs/claims.md", "and the numbers", "in README.md")
+        _box(ax, 10.0, 2.3, 2.8, 1.6, GREY, "claims.yaml", "a query and a", "criterion a claim")
+        _arrow(ax, (10.5, 4.7), (10.5, 4.3), (4.9, 4.3), (4.9, 3.9))
+        _arrow(ax, (11.9, 4.7), (11.9, 3.9))
+        _arrow(ax, (3.6, 3.1), (2.9, 3.1))
+        _arrow(ax, (10.0, 3.1), (9.3, 3.1))
+        _note(ax, 9.65, 2.05, "make claims", fontsize=7)
+        _frame(ax, 0.15, 0.3, 12.65, 1.25, YES, "build/site")
+        _note(ax, 6.475, 0.62, "make site: documents, executed notebooks, their figures, docstrings")
+        for x in (1.525, 4.9, 8.1):
+            _arrow(ax, (x, 2.3), (x, 1.55))
+    return fig
 
 
 # ------------------------------------------------------------------ what a correction does to the policy gradient

@@ -78,9 +78,14 @@ def write(fig: Figure, stem: Path, runs: list[Record]) -> None:
     plt.close(fig)  # a notebook shows it where it is asked to, once
 
 
+def _columns(n: int) -> int:
+    """How many axes stand beside each other, of n."""
+    return {1: 1, 2: 2, 3: 3, 4: 2}.get(n, 3)
+
+
 def _panels(n: int, height: float, **shared) -> tuple[Figure, list[Axes], Axes | None]:
     """n axes on a page, two by two where there are four, and the place left, if any, for a legend."""
-    n_columns = {1: 1, 2: 2, 3: 3, 4: 2}.get(n, 3)
+    n_columns = _columns(n)
     n_rows = -(-n // n_columns)
     size = (PAGE if n > 1 else 0.7 * PAGE, 0.75 + height * n_rows + 0.5 * (n == 1))
     fig, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, layout="constrained", **shared)
@@ -121,12 +126,13 @@ def _exact(experiment: str, runs: list[Record]) -> str:
     return returns_drawn(runs, names(experiment, runs))
 
 
-def _steps(axes: Sequence[Axes], n_columns: int, xlabel: str = "environment steps") -> None:
-    """Name x, and show its ticks, below the lowest axes of each column, and nowhere else."""
+def _steps(axes: Sequence[Axes], xlabel: str = "environment steps") -> None:
+    """Name x below the last row of axes; where that is not full, ticks have numbers below every axis."""
+    n_columns = _columns(len(axes))
     for i, ax in enumerate(axes):
-        lowest = i >= len(axes) - n_columns
-        ax.set_xlabel(xlabel if lowest else "")
-        ax.tick_params(labelbottom=lowest or ax.xaxis.get_tick_params()["labelbottom"])
+        last = i >= (len(axes) - 1) // n_columns * n_columns
+        ax.set_xlabel(xlabel if last else "")
+        ax.tick_params(labelbottom=last or len(axes) % n_columns > 0 or ax.xaxis.get_tick_params()["labelbottom"])
 
 
 def environment(ax: Axes, runs: list[Record], shown: dict[str, Method]) -> dict[str, float]:
@@ -149,7 +155,7 @@ def environments(experiment: str, runs: list[Record]) -> Figure:
         groups, shown = by_environment(runs), looks(experiment, runs)
         fig, axes, _ = _panels(len(groups), 2.6, sharex=True)
         ends = [environment(ax, group, shown) for ax, group in zip(axes, groups.values(), strict=True)]
-        _steps(axes, 2)
+        _steps(axes)
         fig.supylabel(SCORE, fontsize=8.5)
         note = " In brackets: returns." + _exact(experiment, runs)
         _words(fig, experiment, runs, curves_drawn(runs) + FINAL, note)
@@ -177,8 +183,8 @@ def curves(
     """A panel an environment: a column against environment steps; `lines`: values by name to draw in its panel.
     see: what to see first, by default the experiment's.
 
-    Beside returns a marker for each seed's final policy. Names stand at the ends of the lines: in each panel where
-    there are two at most, else in the last one; in a legend where that has not all of them.
+    Beside returns a marker for each seed's final policy. Names, of two runs or more, stand at the ends of the lines: in
+    each panel where there are two at most, else in the last one; in a legend where that has not all of them.
     """
     with page():
         groups, shown = by_environment(runs), looks(experiment, runs)
@@ -188,7 +194,7 @@ def curves(
             if column is None:
                 final_scores(ax, group, shown)
             _levels(ax, (lines or {}).get(name, {}))
-        _steps(axes, 3 if len(groups) > 4 else 2 if len(groups) == 4 else len(groups))
+        _steps(axes)
         fig.supylabel(ylabel, fontsize=8.5)
         drawn, note = ("", "") if column else (curves_drawn(runs) + FINAL, _exact(experiment, runs))
         _words(fig, experiment, runs, drawn, note, see)
@@ -196,18 +202,22 @@ def curves(
         if len(groups) > 2 and not whole:
             _legend(fig, axes, spare, 6)
         fig.draw_without_rendering()
-        for ax in axes if len(groups) <= 2 else axes[-1:] * whole:
+        for ax in () if len(shown) == 1 else axes if len(groups) <= 2 else axes[-1:] * whole:
             ends = line_ends(ax)
             name_ends(ax, {look.name: ends[look.name] for look in shown.values() if look.name in ends})
     return fig
 
 
 def _levels(ax: Axes, levels: dict[str, float]) -> None:
-    """Lines at known values, black, named above the highest and below the others, from left to right."""
+    """Lines at known values, black, each named above it, or below it where the next one is near."""
+    low, high = ax.get_ylim()
+    if levels:
+        ax.set_ylim(top=max(high, max(levels.values()) + 0.08 * (high - low)))  # room for a name
     for i, (what, value) in enumerate(levels.items()):
         ax.axhline(value, color="black", linestyle=("--", ":", "-.")[i % 3], linewidth=1.1)
-        side, gap = ("bottom", 2) if value == max(levels.values()) else ("top", -4)
-        where: dict[str, Any] = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side)
+        crowded = any(0 < other - value < 0.1 * (high - low) for other in levels.values())
+        side, gap = ("top", -4) if crowded else ("bottom", 2)
+        where: dict[str, Any] = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", va=side, zorder=6)
         ax.annotate(what, (0.02, value), (0, gap), **where, fontsize=8, color=GREY, path_effects=HALO)
 
 
@@ -308,7 +318,7 @@ def against(
                 ax.plot(factor * at[its], np.asarray(values)[its], look.marker, color=look.colour, alpha=0.8,
                         fillstyle=look.fill, label=look.name)  # fmt: skip
             ax.set(xscale="log", title=textwrap.fill(title, 34))
-        _steps(axes, 2 if len(axes) == 4 else 3, xlabel)
+        _steps(axes, xlabel)
         _words(fig, experiment, runs, "Markers: one a seed, side by side at one x", note)
         _legend(fig, axes, spare)
     return fig

@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..envs.draw import MISSED, SERVED
 from .plots import ESTIMATORS, GREY, HALO, ORDERED, PAGE, VARIANTS, Method, line_ends, method, name_ends, page
@@ -61,6 +62,10 @@ def scaling(steps: pd.DataFrame, spread: pd.DataFrame) -> Figure:
                   dispersion: "spread of the score", share: "valid share of the actions, %"}  # fmt: skip
         for ax, title in titles.items():
             ax.set(xscale="log", yscale="log" if ax is not share else "linear", title=title)
+            if ax is not share:
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ax is memory else (1,)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_formatter(NullFormatter())
         share.set_ylim(0, 100)
         for ax in axes[1]:
             ax.set_xlabel("number of actions")
@@ -108,11 +113,13 @@ def door(curves: Mapping[tuple[str, bool], np.ndarray], looks: Mapping[str, Meth
             how: dict[str, Any] = dict(color=look.colour, linestyle=look.dashes)
             axes[int(constrained)].plot(steps, executed, label=name, **how)
             axes[int(constrained)].plot(steps, drawn, linewidth=0.8, alpha=0.7, **how)
+        for width, what in ((1.5, "thick: of what is executed"), (0.8, "thin: of what is drawn")):
+            axes[1].plot([], [], color=GREY, linewidth=width, label=what)
         for ax, title in zip(axes, ("no constraint", "narrow door"), strict=True):
             ax.set(title=title, xlabel="environment steps", ylim=(-0.02, 1.02), xlim=(0, None))
         axes[0].set_ylabel("P(first choice is 0)")
         found = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
-        fig.legend(list(found.values()), list(found), loc="outside upper center", ncols=4, handlelength=3)
+        fig.legend(list(found.values()), list(found), loc="outside upper center", ncols=3, handlelength=3)
     return fig
 
 

@@ -1,7 +1,8 @@
 """Looks and the parts of figures: data and an axis in, an axis out; one colour, one meaning.
 
-A method has its colour, dashes and marker for good, and so has each correction for rejection and each estimator; the
-other variants of a method have colours that are no method's and no correction's, and ordered quantities shades of one.
+A method has its colour, dashes and marker for good, and so has each correction for rejection. All else that has no
+order shares `VARIANTS`, colours of no method and no correction, and what each stands for is its figure's own:
+of estimators always the same; what two figures show has one look in both (`SHARED`). Ordered quantities have shades.
 Colours are told apart under the common colour-vision deficiencies (Okabe & Ito, and Tol); dashes and markers say the
 same once more. What is drawn comes from records alone: nothing here trains, samples or knows an environment.
 """
@@ -86,6 +87,13 @@ ESTIMATORS = {  # of log π, or of its gradient alone
         strict=True,
     )
 }
+SHARED = {  # runs that several figures show, by label
+    "recipe-latent": ESTIMATORS["latent"],
+    "sandwich": ESTIMATORS["sandwich"],
+    "recipe-affine": VARIANTS[1],
+    "affine": VARIANTS[1],
+    "recipe-fast-couplings": VARIANTS[5],
+}
 CATEGORIES = ("#3A658D", "#63BF5D", "#833018")  # the first three values of a choice
 ORDERED = "viridis_r"  # the greater the darker
 AGAIN = ("full", ""), ("none", (0, (9, 3))), ("left", (0, (1, 1.2)))  # runs that share a colour: fill and dashes
@@ -95,6 +103,8 @@ PLACES = {  # what figures call environments, where that is not their name
     "unseen-2": "Second new city",
     "authors-v3": "The authors' city v3",
     "authors-v4": "The authors' city v4",
+    "ERA-L-6x10": "6 resources in 10 districts, a million actions",
+    "Line-12x10": "A row of 12 resources at 10 levels each",
     "Joint-Cstr": "Two resources on a ring, at most one hop apart",
     "Pistonball-v1": "5 pistons, 243 actions",
     "Pistonball-v2": "8 pistons, 6,561 actions",
@@ -161,15 +171,17 @@ def method(label: str) -> Method:
 
 
 def variants(titles: dict[str, str]) -> dict[str, Method]:
-    """The looks of an ablation's runs, by label: methods keep theirs, the others get those of `VARIANTS` in turn.
+    """The looks of an ablation's runs, by label: methods and `SHARED` keep theirs, the others get `VARIANTS` in turn.
 
     Those whose dashes are a method's in the same figure come last.
     """
-    own = [label for label in titles if label not in METHODS]
-    if len(own) > len(VARIANTS):
-        raise ValueError(f"{len(own)} runs are too many to tell apart; at most {len(VARIANTS)} beside the methods")
-    taken = {METHODS[label].dashes for label in titles if label in METHODS}
-    looks = METHODS | dict(zip(own, sorted(VARIANTS, key=lambda look: look.dashes in taken), strict=False))
+    fixed = METHODS | SHARED
+    own, worn = [label for label in titles if label not in fixed], [fixed[label] for label in titles if label in fixed]
+    left = [look for look in VARIANTS if look.colour not in {each.colour for each in worn}]
+    if len(own) > len(left):
+        raise ValueError(f"{len(own)} runs are too many to tell apart; at most {len(left)} beside the others")
+    taken = {look.dashes for look in worn}
+    looks = fixed | dict(zip(own, sorted(left, key=lambda look: look.dashes in taken), strict=False))
     return {label: looks[label]._replace(name=title) for label, title in titles.items()}
 
 
@@ -223,7 +235,15 @@ def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
         text += f"; exact: {' · '.join(exact)}" * bool(exact)
         if any(reaches):
             straight = f"; means are joined to them by a straight line over the last {_span(reaches)} evaluations"
+        if any(map(_above_optimum, sampled)):
+            straight += ". A mean above the optimum is chance: no policy is"
     return f"{text}. Lines end at the final policies{_ends_drawn(runs, names)}{straight}."
+
+
+def _above_optimum(run: Record) -> bool:
+    """Whether a point of a run's line of means lies above what any policy has."""
+    best = run.facts["reference"].get("optimal")
+    return best is not None and bool(_curve(run, run.curve["env_steps"], "eval_return_mean")[1].max() > best + 1e-6)
 
 
 def _ends_drawn(runs: list[Record], names: dict[str, str]) -> str:
@@ -442,15 +462,20 @@ def _final_row(ax: Axes, row: int, look: Method, scores: np.ndarray) -> None:
         ax.annotate(text, (LOWEST_SCORE, row), va="center", fontsize=8, color=look.colour)
 
 
-def save(fig: Figure, stem: Path, runs: Sequence[Record] = (), tables: Sequence[str] = ()) -> None:
+def save(fig: Figure, stem: Path, runs: Sequence[Record] = (), tables: Sequence[str] = (), computed: str = "") -> None:
     """Write <stem>.pdf and <stem>.png, which name what they are drawn from; equal figures are equal bytes.
 
-    runs: records; tables: files in the project's folder, named by their paths there.
+    runs: records; tables: files in the project's folder, named by their paths there; computed: by what, and from which
+    seed where there is chance. ValueError where none of these is given.
     """
+    parts = [sources(list(runs))] if runs else []
+    parts += [f"Drawn from {', '.join(tables)}."] if tables else []
+    parts += [f"Computed by {computed}."] if computed else []
+    if not parts:
+        raise ValueError(f"say what {Path(stem).name} is made of: runs, tables or what computed it")
     Path(stem).parent.mkdir(parents=True, exist_ok=True)
-    read = f"Drawn from {', '.join(tables)}." if tables else ""
-    said = " ".join(filter(None, (sources(list(runs)) if runs else "", read))) or None
+    said = " ".join(parts)
     with style():
         nameless = {"CreationDate": None, "Producer": None, "Creator": None}
         fig.savefig(f"{stem}.pdf", metadata=nameless | {"Subject": said})
-        fig.savefig(f"{stem}.png", metadata={"Software": None} | ({"Description": said} if said else {}))
+        fig.savefig(f"{stem}.png", metadata={"Software": None, "Description": said})
