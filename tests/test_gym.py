@@ -546,7 +546,7 @@ def test_unequal_sizes_train(settings):
     trainer = Trainer(
         config, GymBatched(lambda: made.append(Counter()) or made[-1], 4, generator=generator(), oracle=even)
     )
-    for _ in range(60):
+    for _ in range(30):
         trainer.step()
     given = np.concatenate([env.given for env in made])
     assert trainer.env.violations == 0

@@ -188,6 +188,7 @@ def test_a_city_of_more_than_int64_actions(capsys, tmp_path):
     out = tmp_path / "city.json"
     status, said, _ = run(capsys, "generate", "--districts", 24, "--resources", 14, "--seed", 2**70, "--out", out)
     assert status == 0 and "21,035,720,123,168,587,776 actions" in said
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"horizon": 5}))  # short evaluations
     status, said, _ = run(
         capsys, "train", "--env", out, "--method", "iar-a2c", "--steps", 16, "--out", tmp_path, *QUICK,
         "--set", "chains=2", "--set", "sweeps=1", "--set", "n_draws=8", "--set", "max_draws=8", "--set", "hidden=16",
