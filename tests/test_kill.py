@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -285,6 +286,38 @@ def test_sigterm_saves_and_ends_at_once(tmp_path):
     assert_same_record(config, tmp_path / "stopped", tmp_path / "whole")
 
 
+def catches(pid, number) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_sigterm_at_the_command_line(tmp_path):
+    """One line, exit status 130; the same command goes on."""
+    options = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    command = [sys.executable, "-m", "flowrl", "train", "--env", "ERA-v1", "--method", "mask", "--steps", "6400",
+               "--quiet", *options, "--out", tmp_path / "stopped"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "stopped/ERA-v1/mask/seed0.pt"
+    until = time.monotonic() + 300
+    while not (checkpoint.exists() and catches(process.pid, signal.SIGTERM)):  # until it trains
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.02)
+    process.terminate()
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    [steps] = re.fullmatch(r"flowrl: stopped at (\d+) steps; the same command goes on from there\n", said).groups()
+    state = runs.load_checkpoint(checkpoint, torch.device("cpu"))
+    assert 0 < state["trainer"]["env_steps"] == int(steps) < 6400
+    config = small("mask", "ERA-v1", {"steps": 6400})
+    for name in ("stopped", "whole"):
+        train(config, tmp_path / name)
+    (curve, facts), (expected, expected_facts) = (record(config, tmp_path / name) for name in ("stopped", "whole"))
+    pd.testing.assert_frame_equal(curve, expected, check_exact=True)
+    own = {"commit", "dirty"}  # the command looks for itself, and somebody may have committed meanwhile
+    assert {k: v for k, v in facts.items() if k not in own} == {k: v for k, v in expected_facts.items() if k not in own}
+
+
 # ------------------------------------------------------------------------------------------------ the pipeline
 
 TARGETS = [f"data/runs/smoke/ERA-v1/{label}/seed0.json" for label in ("mask", "factored-iar")]
@@ -306,8 +339,24 @@ def curves(folder):
     return [pd.read_csv((folder / name).with_suffix(".csv")).drop(columns=["wall_s", "train_s"]) for name in TARGETS]
 
 
+def training(first: subprocess.Popen, folder: Path) -> psutil.Process:
+    """One that goes on under a living snakemake."""
+    until = time.monotonic() + 300
+    while True:
+        assert first.poll() is None and time.monotonic() < until, first.stdout.read()
+        for process in psutil.Process(first.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = process.cmdline()
+                if words[1:4] == ["-m", "flowrl", "train"] and process.status() != psutil.STATUS_ZOMBIE:
+                    label = words[words.index("--name") + 1]
+                    if (folder / f"data/runs/smoke/ERA-v1/{label}/seed0.pt").exists():
+                        return process
+        time.sleep(0.1)
+
+
 def test_killed_pipeline(project):
-    """`kill -9` of snakemake: its trainings live on, the same command waits for them; no lock is left to be undone."""
+    """`kill -9` of a training: the others are made, and the same command makes it, too. Of snakemake: its trainings
+    live on, the same command waits for them; no lock is left to be undone."""
     (project / "experiments.yaml").write_text(
         (ROOT / "experiments.yaml").read_text().replace("steps: 3200", "steps: 32000")
     )
@@ -317,12 +366,13 @@ def test_killed_pipeline(project):
     [refused] = [one for one in both if one.poll() is not None]  # two in one folder: one says so, and spoils nothing
     assert refused.returncode != 0 and "another snakemake is at work in this folder" in refused.stdout.read()
     [first] = [one for one in both if one is not refused]
-    until = time.monotonic() + 300
-    while not list(project.glob("data/runs/smoke/ERA-v1/*/seed0.pt")):  # until one trains
-        assert first.poll() is None and time.monotonic() < until, first.stdout.read()
-        time.sleep(0.05)
-    first.kill()
-    first.wait()
+    training(first, project).kill()
+    said = first.communicate()[0]
+    assert first.returncode != 0 and sum((project / name).exists() for name in TARGETS) == 1, said
+    second = snakemake(project)
+    training(second, project)
+    second.kill()
+    second.wait()
     again = snakemake(project)
     said = again.communicate()[0]
     assert again.returncode == 0, said
