@@ -93,11 +93,11 @@ class PartsEncoder(nn.Module):
         backgrounds: list[Tensor] | None = None,
     ):
         super().__init__()
-        backgrounds = backgrounds or [None] * len(pictures)
+        behind = backgrounds or [None] * len(pictures)
         self.pictures, self.n_numbers = pictures, n_numbers
         self.sizes = [*map(math.prod, pictures), 4 * n_numbers]
         self.encoders = nn.ModuleList(
-            CNNEncoder(shape, hidden, behind) for shape, behind in zip(pictures, backgrounds, strict=True)
+            CNNEncoder(shape, hidden, ground) for shape, ground in zip(pictures, behind, strict=True)
         )
         if n_numbers:
             self.encoders.append(MLPEncoder((n_numbers,), hidden))

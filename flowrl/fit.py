@@ -25,7 +25,7 @@ from .a2c import POLICIES, seeded
 from .device import make_device
 from .envs.batched import Batched
 from .envs.gym import ORACLES, GymBatched
-from .envs.validity import GIVEN, Oracles
+from .envs.validity import GIVEN, Oracles, takes
 from .fitted import FORMAT, Fitted, spaces_of, versions
 from .study.config import A2C_METHODS, NO_CONSTRAINTS, ConfigError, TrainConfig, choose, make_config
 
@@ -161,12 +161,14 @@ def load(
         if unknown := data["config"].keys() - known:
             raise ValueError(f"settings that this version does not know: {', '.join(sorted(unknown))}")
         config, spaces, state = TrainConfig(**data["config"]), dict(data["spaces"]), dict(data["state"])
+    if env is None and not (_is_named(config.env) or ":" in config.env or config.env in gymnasium.registry):
+        raise ValueError(f"{path} is of {config.env}, whose name makes no environment: give load the env= that fit had")
     env = config.env if env is None else env
     options = {"known_valid": known_valid, "when_none_valid": when_none_valid}
     fitted = _new(config, env, oracle, device, options)
     for what, own in spaces_of(fitted.env).items():
         if spaces.get(what) != own:
-            said = f"{path} was saved with the {what} {spaces.get(what)}; this environment has {own}"
+            said = f"{path} was saved with {what}: {spaces.get(what)}; here it is: {own}"
             raise ValueError(said + "; give load the oracle= that fit had" * (GIVEN in spaces.get(what, "")))
     if resume and state.get("env") is None:
         raise ValueError(
@@ -197,12 +199,18 @@ def _readable(path: str | Path, data: dict) -> Iterator[None]:
 def _listen(fitted: Fitted, eval_env: Env | None, callback, log: str | None, oracle, options: dict) -> None:
     """Have evaluations, a log and a callback called after every update. ValueError."""
     if eval_env is not None:
-        fitted.callbacks.append(_KeepBest(_maker(eval_env, oracle, fitted.device, options)))
+        make = _maker(eval_env, oracle, fitted.device, options)
+        theirs = spaces_of(make(1, seeded(fitted.config.seed, "env/evaluation", fitted.device)))
+        for what, own in list(spaces_of(fitted.env).items())[:2]:
+            if theirs[what] != own:
+                said = " ".join(f"{what} of eval_env: {theirs[what]}; of env: {own}; they must be the same".split())
+                raise ValueError(said)
+        fitted.callbacks.append(_KeepBest(make))
     if log is not None:
         choose("log", log, ("tensorboard",))
         fitted.callbacks.append(_TensorBoard(fitted))
     if callback is not None:
-        if not callable(callback):
+        if not (callable(callback) and takes(callback, 1)):
             raise ValueError(f"callback is {callback!r}; it must be a function of the trainer")
         fitted.callbacks.append(callback)
 

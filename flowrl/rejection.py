@@ -283,6 +283,11 @@ def _refuse(observation: Tensor, found: Tensor, tried: int, sizes, fallback) -> 
         shown = ", ".join(f"{x:.3g}" for x in state[:16]) + ", …" * (len(state) > 16)
         if tried == math.prod(sizes):
             advice = "the oracle refused all there are: is it right? If so, say what becomes of such a state"
+        elif fallback is not None:
+            advice = (
+                "raise max_draws or enumerate_limit; what is known_valid there (a batched environment: fallback), if "
+                "anything, the oracle refused; or say what becomes of a state without any"
+            )
         else:
             advice = (
                 "raise max_draws or enumerate_limit, give known_valid, an action or a function of the observation (a "

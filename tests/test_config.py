@@ -11,7 +11,7 @@ from flowrl.study import config
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"nonsense": 1}, ["nonsense", "n_draws"]),
+        ({"nonsense": 1}, ["nonsense", "choose one of", "list --settings"]),
         ({"correction": "half"}, ["correction", "half", "leave_one_out"]),
         ({"joint_clip": "maybe"}, ["joint_clip", "true, false"]),
         ({"n_draws": "many"}, ["n_draws", "many", "whole number"]),

@@ -99,6 +99,14 @@ def test_act_takes_what_step_takes():
         observation, *_, info = env.step(action)
 
 
+def test_act_tells_a_pair_that_reset_returned():
+    trainer = flowrl.fit(Assignment, different, steps=8, **FAST)
+    with pytest.raises(
+        ValueError, match=r"^the observation is a pair, as reset returns it: act\(observation, info=info"
+    ):
+        trainer.act(Assignment().reset(seed=0))
+
+
 @pytest.mark.parametrize("env", ["ERA-v1", Assignment, "CartPole-v1"])
 def test_act_refuses_what_is_not_finite(env):
     class Floats(Assignment):
@@ -296,7 +304,7 @@ def test_saved_and_loaded_it_acts_and_resumes(tmp_path):
 def test_a_file_is_not_read_without_the_oracle_it_was_trained_with(tmp_path):
     """Every action would count as valid."""
     flowrl.fit(Assignment, different, steps=8, **FAST).save(tmp_path / "a.pt")
-    said = "saved with the source of valid actions the oracle given; this .* nowhere.*; give load the oracle= that"
+    said = "saved with source of valid actions: the oracle given; here it is: nowhere.*; give load the oracle= that"
     with pytest.raises(ValueError, match=said):
         flowrl.load(tmp_path / "a.pt", Assignment)
 

@@ -219,6 +219,8 @@ def test_per_action():
             per_action(fn)(observation, actions)
     with pytest.raises(ValueError, match="^per_action was given int"):
         per_action(3)
+    with pytest.raises(ValueError, match=r"^per_action was given a function \(action\); it takes one of \(observation"):
+        per_action(lambda action: True)
     one = actions[..., :1]  # a Discrete's: what is asked of an array of one is answered by one
     assert torch.equal(per_action(lambda o, a: a < 2)(observation, one), one[..., 0] < 2)
 

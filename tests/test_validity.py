@@ -496,7 +496,9 @@ def test_errors_in_what_tells_validity_name_environment_and_step(kind):
     assert told.value.__cause__ is lost
     with pytest.raises(KeyError) as error:
         GymBatched(Hidden, 2, oracle=per_action(lambda observation, action: {}[0])).step(zeros)
-    assert error.value.__notes__ == ["asked for what is valid in Hidden after 0 steps: the oracle given"]
+    where, form = error.value.__notes__
+    assert where == "asked for what is valid in Hidden after 0 steps: the oracle given"
+    assert form == "if it judges tensors, a batch at once: the oracle without flowrl.per_action"
     with pytest.raises(TypeError) as error:  # what judges one action
         GymBatched(Hidden, 2, oracle=lambda observation, action: np.sum(action) < 2).step(zeros)
     assert error.value.__notes__[1].endswith("oracle=flowrl.per_action(it)")

@@ -316,8 +316,14 @@ class GymBatched:
             answers = self.validity.ask([self._states[i] for i in rows], judges, actions)
         except Exception as error:
             error.add_note(f"asked for what is valid in {self.name} after {self.steps} steps: {self.validity.where}")
-            if not self.validity.one_by_one:
-                error.add_note("if it judges one action, not a batch of tensors: oracle=flowrl.per_action(it)")
+            if isinstance(self.validity.source, PerAction):
+                error.add_note("if it judges tensors, a batch at once: the oracle without flowrl.per_action")
+            elif not self.validity.one_by_one:
+                error.add_note(
+                    f"it is given an observation {(len(rows), *self.observation_shape)} and actions "
+                    f"{tuple(actions.shape)} and returns a bool tensor {tuple(actions.shape[:2])}; if it judges one "
+                    "action, not a batch of tensors: oracle=flowrl.per_action(it)"
+                )
             raise
         self._answers.append((rows, actions, answers))
         return answers

@@ -84,7 +84,22 @@ def per_action(fn: Callable[[Any, Any], bool]) -> PerAction:
     """
     if not callable(fn):
         raise ValueError(f"per_action was given {type(fn).__name__}; it takes a function (observation, action) → bool")
+    if not takes(fn, 2):
+        raise ValueError(
+            f"per_action was given a function {inspect.signature(fn)}; it takes one of (observation, action) → bool"
+        )
     return PerAction(fn)
+
+
+def takes(fn: Callable, n: int) -> bool:
+    """Whether a function may be called with n arguments, as far as it says."""
+    try:
+        inspect.signature(fn).bind(*range(n))
+    except TypeError:
+        return False
+    except ValueError:  # of functions that have no signature to read
+        return True
+    return True
 
 
 def distinct_judge(judged: Callable[[np.ndarray], bool]) -> Judge:

@@ -275,14 +275,24 @@ METHODS = {name: settings for name, (_, settings) in DESCRIBED_METHODS.items()}
 A2C_METHODS = [name for name in METHODS if name != "wol-ddpg"]  # what `a2c.Trainer` trains
 
 
+ELSEWHERE = {"learning_rate": "actor_lr", "ent_coef": "entropy", "total_timesteps": "steps", "vf_coef": "value_coef",
+             "max_grad_norm": "clip", "timesteps": "steps"}  # what other libraries call settings of ours  # fmt: skip
+
+
 def choose(what: str, name: str, allowed) -> None:
-    """Raise one line that names the allowed values, of many the nearest first, unless `name` is one of them."""
+    """Raise one line that names the allowed values, of many the nearest, unless `name` is one of them."""
     if name in allowed:
         return
-    names = list(allowed)
+    names, more = list(allowed), ""
     if len(names) > 20:
-        names.sort(key=lambda one: (name not in one, -SequenceMatcher(None, name, one).ratio()))
-    raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(names)}")
+        words = set(str(name).split("_"))
+        names.sort(key=lambda one: (one != ELSEWHERE.get(name), not words & set(one.split("_")), -_alike(name, one)))
+        names, more = names[:8], f"; all: python -m flowrl list{' --settings' * (what == 'setting')}"
+    raise ConfigError(f"unknown {what} {name!r}; choose one of: {', '.join(names)}{more}")
+
+
+def _alike(name: str, other: str) -> float:
+    return SequenceMatcher(None, name, other).ratio()
 
 
 def make_config(env: str, method: str, overrides: dict[str, Any] | None = None) -> TrainConfig:

@@ -242,8 +242,8 @@ def returns_drawn(runs: list[Record], names: dict[str, str]) -> str:
 
 def _above_optimum(run: Record) -> bool:
     """Whether a point of a run's line of means lies above what any policy has."""
-    best = run.facts["reference"].get("optimal")
-    return best is not None and bool(_curve(run, run.curve["env_steps"], "eval_return_mean")[1].max() > best + 1e-6)
+    best = (run.facts["reference"] or {}).get("optimal")
+    return best is not None and bool(_curve(run, run.curve.env_steps, "eval_return_mean")[1].max() > best + 1e-6)
 
 
 def _ends_drawn(runs: list[Record], names: dict[str, str]) -> str:
