@@ -317,7 +317,7 @@ def _list_settings() -> None:
         "in fit: flowrl.fit's; all but steps in gymnasium environments only. There entropy falls as 1 / log |A| beyond"
     )
     print("a thousand actions, and the method is iar-a2c-gumbel beyond a million.")
-    print("Methods' own, over the default, under fit's:")
+    print("Methods' own, over the default; in gymnasium environments what fit sets, above, holds instead:")
     for method, own in config.METHODS.items():
         print(f"  {method:17}", *(f"{name}={value}" for name, value in own.items()))
 
