@@ -158,9 +158,9 @@ def minutes(wildcards, attempt):
 
 
 def memory(wildcards, attempt):
-    """A training's memory on a cluster in MiB: half as much again, and 500, as records of its kind took; else 3000."""
+    """A training's memory on a cluster in MiB: 3000, or 500 and half as much again as records of its kind took."""
     peak = peak_mb(PLANNED[RECORD.format(**wildcards)], DATA)
-    return attempt * (500 + 3 * int(peak) // 2) if peak else 3000
+    return attempt * max(3000, 500 + 3 * int(peak or 0) // 2)
 
 
 rule all:

@@ -1,7 +1,7 @@
 """Steps a second on a GPU, with 1, 8 and 64 seeds at a time: python -m benchmarks.gpu (minutes).
 
 Each seed is a process of its own; they share the GPU. Prints environment steps a second, all seeds together, training
-included, and what they say of Figure 5: how long its runs with 5 seeds take, as many at a time as is quickest.
+included, and what they say of Figure 5: how long its runs, as planned, take, as many at a time as is quickest.
 Writes data/benchmarks/gpu.csv. Says so where there is no GPU; `--devices cuda cpu` times the processor too.
 """
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -27,15 +27,19 @@ from .envs.batched import Batched
 from .envs.gym import ORACLES, GymBatched
 from .envs.validity import GIVEN, Oracles, takes
 from .fitted import FORMAT, Fitted, spaces_of, versions
-from .study.config import A2C_METHODS, NO_CONSTRAINTS, ConfigError, TrainConfig, choose, make_config
+from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make_config
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
 # carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
 STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
 # Their actions may be many. The bonus β H grows with log |A|: it weighs no more than in a city. The recipe's score is
-# shared by draws that coincide; where hardly any do, the Gumbel flow does better.
-LOG_SIZE, MANY = math.log(1000), math.log(1e6)
+# shared by draws that coincide; where hardly any do, the Gumbel flow needs none, unless a setting is the recipe's.
+LOG_SIZE, MANY = math.log(1000), 10**6
+RECIPES = {
+    "policy", "coupling", "n_couplings", "base_scale", "estimator", "alpha", "posterior", "n_posterior", "chains",
+    "posterior_couplings", "posterior_fit_steps", "elbo_batch", "elbo_steps", "elbo_encoder", "latent_kl", "initial_gain",
+}  # fmt: skip
 DEFAULT = "iar-a2c"
 Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
 
@@ -161,11 +165,16 @@ def load(
         if unknown := data["config"].keys() - known:
             raise ValueError(f"settings that this version does not know: {', '.join(sorted(unknown))}")
         config, spaces, state = TrainConfig(**data["config"]), dict(data["spaces"]), dict(data["state"])
-    if env is None and not (_is_named(config.env) or ":" in config.env or config.env in gymnasium.registry):
-        raise ValueError(f"{path} is of {config.env}, whose name makes no environment: give load the env= that fit had")
-    env = config.env if env is None else env
     options = {"known_valid": known_valid, "when_none_valid": when_none_valid}
-    fitted = _new(config, env, oracle, device, options)
+    try:
+        fitted = _new(config, config.env if env is None else env, oracle, device, options)
+    except ValueError as error:
+        if env is not None or not str(error).startswith("unknown environment"):
+            raise
+        raise ValueError(
+            f"{path} is of {config.env}, which can't be made by that name: import what registers it, or give load the "
+            "env= that fit had"
+        ) from None
     for what, own in spaces_of(fitted.env).items():
         if spaces.get(what) != own:
             said = f"{path} was saved with {what}: {spaces.get(what)}; here it is: {own}"
@@ -200,11 +209,12 @@ def _listen(fitted: Fitted, eval_env: Env | None, callback, log: str | None, ora
     """Have evaluations, a log and a callback called after every update. ValueError."""
     if eval_env is not None:
         make = _maker(eval_env, oracle, fitted.device, options)
-        theirs = spaces_of(make(1, seeded(fitted.config.seed, "env/evaluation", fitted.device)))
-        for what, own in list(spaces_of(fitted.env).items())[:2]:
-            if theirs[what] != own:
-                said = " ".join(f"{what} of eval_env: {theirs[what]}; of env: {own}; they must be the same".split())
-                raise ValueError(said)
+        with warnings.catch_warnings(action="ignore"):  # they come again when it evaluates
+            theirs = make(1, seeded(fitted.config.seed, "env/evaluation", fitted.device))
+        for what in ("action_sizes", "observation_shape"):
+            one, other = getattr(fitted.env, what), getattr(theirs, what)
+            if tuple(one) != tuple(other):
+                raise ValueError(f"{what} of eval_env: {tuple(other)}; of env: {tuple(one)}; they must be the same")
         fitted.callbacks.append(_KeepBest(make))
     if log is not None:
         choose("log", log, ("tensorboard",))
@@ -231,18 +241,17 @@ def _new(
     make = _maker(env, oracle, chosen, options)
     batch = make(config.n_envs, seeded(config.seed, "env", chosen))
     if wishes is not None:
-        config = _for_many_actions(config, sum(map(math.log, batch.action_sizes)), *wishes)
+        config = _for_many_actions(config, math.prod(batch.action_sizes), *wishes)
     return Fitted(config, batch, own if _is_named(env) else None, make)
 
 
-def _for_many_actions(config: TrainConfig, log_size: float, method: str | None, settings: dict) -> TrainConfig:
-    """The configuration where log |A| is known, but for what the user has said."""
-    if method is None and log_size > MANY:
-        with suppress(ConfigError):  # a setting that only the recipe has
-            config = make_config(config.env, "iar-a2c-gumbel", settings)
-    if "entropy" in settings or log_size <= LOG_SIZE:
+def _for_many_actions(config: TrainConfig, size: int, method: str | None, settings: dict) -> TrainConfig:
+    """The configuration where |A| is known, but for what the user has said."""
+    if method is None and size > MANY and not RECIPES & settings.keys():
+        config = make_config(config.env, "iar-a2c-gumbel", settings)
+    if "entropy" in settings or math.log(size) <= LOG_SIZE:
         return config
-    return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / log_size)
+    return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / math.log(size))
 
 
 def _maker(env, oracle, device: torch.device, options: dict) -> Callable:

@@ -178,12 +178,6 @@ class Fitted(Trainer):
         about alone. Where nothing is valid, the noop that `fit` was told of. Raises NoValidActionError where no valid
         action is found; ValueError; FloatingPointError where the observation is not finite.
         """
-        own = self.env.observations.space if isinstance(self.env, GymBatched) else None
-        is_pair = isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict)
-        if is_pair and not isinstance(own, gymnasium.spaces.Tuple):
-            raise ValueError(
-                "the observation is a pair, as reset returns it: act(observation, info=info) takes it apart"
-            )
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
     def act_many(
@@ -201,6 +195,10 @@ class Fitted(Trainer):
                 raise ValueError(f"there are {n} observations and {len(given)} {name}; give one each")
         if not n:
             return []
+        own, first = self.env.observations.space if isinstance(self.env, GymBatched) else None, observations[0]
+        is_pair = isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], dict)
+        if is_pair and not isinstance(own, gymnasium.spaces.Tuple):
+            raise ValueError("the observation is a pair, as reset returns it: give act its first, and info=")
         generator = seeded(self.config.seed, "greedy", self.device) if greedy else self.acting
         if not isinstance(self.env, GymBatched):
             if action_masks is not None:

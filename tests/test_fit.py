@@ -51,13 +51,19 @@ def test_more_actions_than_int64_counts(method):
         (Lottery, below_90, {"method": "iar-a2c"}, "iar-a2c", 0.3 * math.log(1000) / (20 * math.log(100))),
         (Lottery, below_90, {"entropy": 0.2}, "iar-a2c-gumbel", 0.2),
         (Lottery, below_90, {"latent_kl": 0.01, "entropy": 0.2}, "iar-a2c", 0.2),  # only a flow with latents has it
+        (Lottery, below_90, {"estimator": "latent", "entropy": 0.2}, "iar-a2c", 0.2),
+        (type("Million", (Lottery,), {"action_space": spaces.MultiDiscrete([10] * 6)}), below_90, {}, "iar-a2c", 0.15),
         (Assignment, different, {}, "iar-a2c", 0.3),
     ],
 )
 def test_many_actions_have_their_method_and_a_bonus_no_heavier(env, oracle, settings, method, entropy):
     one = flowrl.fit(env, oracle, steps=8, **FAST | settings)
     assert one.config.method == method and one.config.entropy == pytest.approx(entropy)
-    assert flowrl.fit("ERA-L-6x10", steps=8, **FAST).config.method == "iar-a2c"  # our own are as said
+
+
+def test_our_own_environments_are_as_said_however_many_their_actions():
+    config = flowrl.fit("ERA-L-8x32", steps=8, **FAST).config
+    assert config.method == "iar-a2c" and config.entropy == 0.3
 
 
 @pytest.mark.parametrize("method", ["mask", "a2c"])
@@ -153,7 +159,11 @@ def test_an_oracle_beside_the_citys_own():
         (Assignment, {"callback": 3}, "callback is 3; it must be a function of the trainer"),
         (Assignment, {"callback": lambda: None}, "callback is .*; it must be a function of the trainer"),
         (Assignment, {"learning_rate": 0.1}, "choose one of: actor_lr, .*; all: python -m flowrl list --settings$"),
-        (Assignment, {"eval_env": Lottery}, r"^action space of eval_env: MultiDiscrete\(.*; they must be the same$"),
+        (
+            Assignment,
+            {"eval_env": Lottery},
+            r"^action_sizes of eval_env: \(100, .*; of env: \(3, 5, 2\); they must be the same$",
+        ),
         (Assignment, {"seed": "x"}, "seed is 'x'"),
         (Assignment, {"device": "abacus"}, "device 'abacus' is not there"),
         (GymBatched(Assignment, 2), {}, r"n_envs \(2\) and device \(cpu\) of its own"),
@@ -369,7 +379,7 @@ def test_files_that_do_not_fit_say_how(tmp_path):
             False,
             r"action space: MultiDiscrete\(\[3 5 2\]\); here it is: .*\[3 5 3\]\)",
         ),
-        ("a.pt", None, False, "a.pt is of Assignment, whose name makes no environment: give load the env="),
+        ("a.pt", None, False, "a.pt is of Assignment, which can't be made by that name: import .* give load the env="),
         ("b.pt", Assignment, False, "not a file that flowrl saved"),
         ("c.pt", Assignment, False, "not a file that this version of flowrl saved"),
         ("x.pt", Assignment, False, "no such file"),

@@ -37,7 +37,7 @@ def run(capsys, *words):
         (["--env", "ERA-v9"], ["ERA-v9", "ERA-v4"]),
         (["--env", "nowhere.json"], ["nowhere.json"]),
         (["--method", "sarsa"], ["sarsa", "iar-a2c", "mask"]),
-        (["--set", "speed=1"], ["speed", "n_draws"]),
+        (["--set", "speed=1"], ["speed", "choose one of", "list --settings"]),
         (["--set", "correction=half"], ["half", "leave_one_out"]),
         (["--set", "n_draws"], ["n_draws", "key=value"]),
         (["--set", "seed=3"], ["seed", "--seed"]),

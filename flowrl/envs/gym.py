@@ -319,8 +319,9 @@ class GymBatched:
             if isinstance(self.validity.source, PerAction):
                 error.add_note("if it judges tensors, a batch at once: the oracle without flowrl.per_action")
             elif not self.validity.one_by_one:
+                shape = (len(rows), *self.observations.for_oracle(self._states[rows[0]].observation).shape)
                 error.add_note(
-                    f"it is given an observation {(len(rows), *self.observation_shape)} and actions "
+                    f"it is given an observation {shape} and actions "
                     f"{tuple(actions.shape)} and returns a bool tensor {tuple(actions.shape[:2])}; if it judges one "
                     "action, not a batch of tensors: oracle=flowrl.per_action(it)"
                 )

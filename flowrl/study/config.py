@@ -284,7 +284,7 @@ def choose(what: str, name: str, allowed) -> None:
     if name in allowed:
         return
     names, more = list(allowed), ""
-    if len(names) > 20:
+    if len(names) > 20 and what in ("setting", "environment", "method", "experiment"):
         words = set(str(name).split("_"))
         names.sort(key=lambda one: (one != ELSEWHERE.get(name), not words & set(one.split("_")), -_alike(name, one)))
         names, more = names[:8], f"; all: python -m flowrl list{' --settings' * (what == 'setting')}"
