@@ -38,7 +38,8 @@ STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_step
 LOG_SIZE, MANY = math.log(1000), 10**6
 RECIPES = {
     "policy", "coupling", "n_couplings", "base_scale", "estimator", "alpha", "posterior", "n_posterior", "chains",
-    "posterior_couplings", "posterior_fit_steps", "elbo_batch", "elbo_steps", "elbo_encoder", "latent_kl", "initial_gain",
+    "posterior_couplings", "posterior_fit_steps", "elbo_batch", "elbo_steps", "elbo_encoder", "latent_kl",
+    "initial_gain",
 }  # fmt: skip
 DEFAULT = "iar-a2c"
 Env = str | Path | Callable[[], gymnasium.Env] | VectorEnv | Batched
