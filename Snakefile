@@ -158,9 +158,9 @@ def minutes(wildcards, attempt):
 
 
 def memory(wildcards, attempt):
-    """A training's memory on a cluster in MiB: 3000, or 500 and half as much again as records of its kind took."""
-    peak = peak_mb(PLANNED[RECORD.format(**wildcards)], DATA)
-    return attempt * max(3000, 500 + 3 * int(peak or 0) // 2)
+    """A training's memory on a cluster in MiB: 3000, or more where records of its kind took more, and each attempt more."""
+    peak = peak_mb(PLANNED[RECORD.format(**wildcards)], DATA) or 0
+    return max(3000, attempt * (500 + 3 * int(peak) // 2))
 
 
 rule all:
