@@ -208,7 +208,7 @@ def how_it_is_built() -> Figure:
             _arrow(ax, (left, 5.5), (right, 5.5))
         _box(ax, 0.15, 2.3, 2.75, 1.6, YES, "figures", "PNG, PDF, and tables", "of final scores")
         _box(ax, 3.6, 2.3, 2.6, 1.6, BLUE, "notebooks", "run by papermill;", "train none of these")
-        _box(ax, 6.9, 2.3, 2.4, 1.6, YES, "docs/claims.md", "README's numbers, too;", "by make claims")
+        _box(ax, 6.9, 2.3, 2.4, 1.6, YES, "docs/claims.md", "by make claims;", "README's numbers")
         _box(ax, 10.0, 2.3, 2.8, 1.6, GREY, "claims.yaml", "a query and a", "criterion a claim")
         _arrow(ax, (10.5, 4.7), (10.5, 4.3), (4.9, 4.3), (4.9, 3.9))
         _arrow(ax, (11.9, 4.7), (11.9, 3.9))
