@@ -73,13 +73,19 @@ def _proposal(ax: Axes, action: tuple[int, int], step: int) -> None:
 # --------------------------------------------------------------------------------- Figure 1: the loop of IAR-A2C
 
 
+def _sheet(low: float, high: float) -> tuple[Figure, Axes]:
+    """A page's width of 13 units without an axis, whose heights go from low to high."""
+    fig = plt.figure(figsize=(PAGE, PAGE * (high - low) / 13))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 13), ylim=(low, high))
+    ax.axis("off")
+    return fig, ax
+
+
 def iar_a2c_loop() -> Figure:
     """Figure 1 of the paper, redrawn with the weights that Theorem 1 calls for: acting above, learning below."""
     with page():
-        fig = plt.figure(figsize=(PAGE, PAGE * 6.65 / 13))
-        ax = fig.add_axes((0, 0, 1, 1))
-        ax.set(xlim=(0, 13), ylim=(0.05, 6.7))
-        ax.axis("off")
+        fig, ax = _sheet(0.05, 6.7)
         _acting(ax)
         _learning(ax)
     return fig
@@ -196,10 +202,7 @@ def _weight_bars(ax: Axes, base: float, weights: np.ndarray, colour: str, name: 
 def how_it_is_built() -> Figure:
     """From settings to records, and from these to pictures and words; titles are paths in the project, or commands."""
     with page():
-        fig = plt.figure(figsize=(PAGE, PAGE * 6.6 / 13))
-        ax = fig.add_axes((0, 0, 1, 1))
-        ax.set(xlim=(0, 13), ylim=(0, 6.6))
-        ax.axis("off")
+        fig, ax = _sheet(0, 6.6)
         _box(ax, 0.15, 4.7, 2.75, 1.6, GREY, "experiments.yaml", "every experiment:", "settings, seeds, scales")
         _box(ax, 3.6, 4.7, 2.4, 1.6, GREY, "Snakefile", "what is missing,", "in which order")
         _box(ax, 6.7, 4.7, 2.6, 1.6, BLUE, "flowrl train", "one run of one seed;", "draws nothing")
