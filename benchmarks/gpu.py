@@ -2,7 +2,8 @@
 
 Each seed is a process of its own; they share the GPU. Prints environment steps a second, all seeds together, training
 included, and what they say of Figure 5: how long its runs, as planned, take, as many at a time as is quickest.
-Writes data/benchmarks/gpu.csv. Says so where there is no GPU; `--devices cuda cpu` times the processor too.
+Writes data/benchmarks/gpu.csv, whose other rows stay. Says so where there is no GPU; `--devices cuda cpu` times the
+processor too.
 """
 
 import argparse
@@ -102,8 +103,10 @@ def main() -> None:
 
 
 def write(table: pd.DataFrame) -> None:
-    """What was measured so far, and with what."""
-    table.to_csv(OUT / "gpu.csv", index=False)
+    """What was measured so far, in place of what the table had of it, and with what."""
+    keys, path = ["device", "method", "seeds"], OUT / "gpu.csv"
+    known = pd.read_csv(path) if path.exists() else table
+    pd.concat([known, table]).drop_duplicates(keys, keep="last").to_csv(path, index=False)
     machines = json.loads((OUT / "machine.json").read_text())
     machines["gpu"] = provenance(torch.device("cuda"))
     (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")

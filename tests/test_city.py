@@ -271,6 +271,13 @@ def test_the_cities_where_valid_actions_are_rare(tmp_path):
         assert 10**-0.2 < fraction * 10**k < 10**0.2 and city.proximate(city.starts).all()
 
 
+def test_the_unseen_cities_are_what_their_seeds_generate(tmp_path):
+    assert sorted(ship.unseen()) == list(range(1, 11)) and len(list(ship.FRACTIONS.glob("unseen-*.json"))) == 10
+    for k, city in ship.unseen().items():
+        city.to_json(tmp_path / "found.json")
+        assert (tmp_path / "found.json").read_text() == (ship.FRACTIONS / f"unseen-{k}.json").read_text()
+
+
 def test_the_cities_by_fraction_are_one_city_and_their_fractions_as_named(tmp_path):
     cities = ship.by_fraction()
     assert list(cities) == [1000, 500, 200, 100, 30, 10, 3, 1]

@@ -4,7 +4,8 @@ Each is the first seed of `generate` whose city is neither too free nor solved b
 released settings (three resources, moves of up to three hops, one pair kept together) leave 43 to 80 % of the actions
 valid. The large cities tie the resources in a chain that leaves under 1 % valid. The cities by valid fraction, in
 data/cities, are one city under ever tighter constraints; so are ERA-R3 to ERA-R9, of 10^12 actions, one in 10^3 to one
-in 10^9 of them valid.
+in 10^9 of them valid. The cities on which settings are judged that were tuned on v2 to v5, unseen-1 to unseen-10, are
+not chosen at all: unseen-k is what `generate` makes of seed 1000 + k.
 """
 
 from itertools import combinations_with_replacement, count
@@ -27,6 +28,11 @@ THOUSANDTHS = (1000, 500, 200, 100, 30, 10, 3, 1)  # valid fractions of fraction
 TOLERANCE = 0.15  # of log(fraction / wanted)
 RARE = {3: (4, 3), 5: (3, 2), 7: (3, 1), 9: (1, 1)}  # ERA-Rk, 10^−k valid: max_hops, distance in the chain
 RARE_TOLERANCE = 0.2  # of log10(fraction / wanted)
+UNSEEN = {  # k of unseen-k: districts, max_hops, pairs
+    1: (8, 3, [(0, 1, 2)]), 2: (10, 3, [(0, 1, 2)]), 3: (7, 2, [(0, 1, 1)]), 4: (8, 2, [(0, 1, 2)]),
+    5: (9, 2, [(0, 1, 2)]), 6: (9, 3, [(0, 1, 2)]), 7: (10, 2, [(0, 1, 2)]), 8: (10, 3, [(0, 1, 1)]),
+    9: (8, 3, [(0, 1, 2), (1, 2, 2)]), 10: (9, 2, [(0, 1, 1)]),
+}  # fmt: skip
 
 
 def plateau(city: City) -> float:
@@ -108,7 +114,17 @@ def by_rarity() -> dict[int, City]:
             return cities
 
 
+def unseen() -> dict[int, City]:
+    """unseen-k by k."""
+    return {
+        k: generate(districts, seed=1000 + k, max_hops=max_hops, proximity=pairs, name=f"unseen-{k}")
+        for k, (districts, max_hops, pairs) in UNSEEN.items()
+    }
+
+
 if __name__ == "__main__":
+    for city in unseen().values():
+        city.to_json(FRACTIONS / f"{city.name}.json")
     for resources, districts in LARGE:
         city = search_large(resources, districts)
         city.to_json(CITIES / f"ERA-L-{resources}x{districts}.json")
