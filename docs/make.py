@@ -57,14 +57,17 @@ def lay_out(notebooks: Path) -> None:
 def with_targets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An executed notebook with something to link to before every cell, and folds; without papermill's own cell."""
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    notebook.cells = cells[:1]
+    notebook.cells, heading = cells[:1], ""
     for cell in cells[1:]:
         if cell.cell_type == "code":
             cell.outputs = last_words(cell.outputs)
+            cell.metadata.mystnb = {"image": {"alt": heading}}
+        else:
+            heading = [heading, *re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)][-1]
         if cell.id in FOLDED or cell.metadata.get("jupyter", {}).get("source_hidden"):
             cell.metadata.tags = sorted({*cell.metadata.get("tags", []), "hide-input"})
         if cell.id == "solutions":
-            cell.metadata.mystnb = {"code_prompt_show": "Show the solutions", "code_prompt_hide": "Hide the solutions"}
+            cell.metadata.mystnb |= {"code_prompt_show": "Show the solutions", "code_prompt_hide": "Hide the solutions"}
         notebook.cells += [nbformat.v4.new_markdown_cell(f'<div id="cell-id={cell.id}"></div>'), cell]
     return notebook
 
