@@ -355,8 +355,8 @@ BAND = " Grey band in the rows: the seeds of the unchanged run, where it is ther
 
 
 def _usual(groups: dict[str, list[Record]]) -> list[Record]:
-    """What the others are compared to: the unchanged recipe where it is there, else the first run."""
-    return groups.get("iar-a2c") or next(iter(groups.values()))
+    """What the others are compared to: the unchanged recipe or printed method where it is there, else the first run."""
+    return groups.get("iar-a2c") or groups.get("iar-a2c-paper") or next(iter(groups.values()))
 
 
 def _line_samples(ax: Axes, shown: list[Method]) -> None:
