@@ -263,4 +263,4 @@ def test_a_figure_names_what_computed_it(tmp_path):
 def test_committed_figures_are_no_wider_than_a_page_and_name_their_sources(path):
     with Image.open(path) as image:
         assert image.width <= 830
-        assert re.match("(Scale|Drawn from|Computed by) ", image.text["Description"])
+        assert re.match(r"(\d+ seeds? a run|Drawn from |Computed by )", image.text["Description"])

@@ -128,7 +128,7 @@ def test_missing_and_foreign_records(fake_records):
 def test_caption_names_scale_seeds_steps_and_stale_records_and_sources_the_commit(fake_records):
     found = load("figA2b", fake_records("figA2b", "smoke"), "smoke")
     text = caption(found)
-    assert text == "Line: the one run. Scale smoke: 1 seed a run, 3,200 environment steps."
+    assert text == "Line: the one run. 1 seed a run, 3,200 environment steps (scale: smoke)."
     said = sources(found)
     made = text.removeprefix("Line: the one run. ")
     assert said.startswith(made) and "Records of commit 0123456." in said and "over 4 episodes" in said

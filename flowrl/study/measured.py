@@ -183,8 +183,10 @@ def mixing(laws: Mapping[str, np.ndarray], chains: pd.DataFrame, missed: pd.Data
             calls = 4 * np.arange(1, len(values))  # three dimensions, then some together
             axes[0].plot(calls, values[1:], color=shade, label=f"{name}, exact")
         for look, (kernel, rows) in zip(VARIANTS, chains.groupby("kernel", sort=False), strict=False):
-            name = KERNELS[str(kernel)]
-            axes[0].plot(rows["calls"], rows["total_variation"], look.marker, color=look.colour, label=name)
+            seen = dict(color=look.colour, label=KERNELS[str(kernel)])
+            if kernel == "sweep":  # rings, as other kernels lie at nearly the same places
+                seen |= dict(fillstyle="none", markersize=11, zorder=4)
+            axes[0].plot(rows["calls"], rows["total_variation"], "o" if kernel == "sweep" else look.marker, **seen)
         axes[0].set(xscale="log", yscale="log", ylim=(5e-3, 1.2), xlabel="oracle calls of a chain")
         axes[0].set_title("total variation to π'")
         for look, name in zip(VARIANTS[5:], missed, strict=False):

@@ -363,7 +363,7 @@ def reference_lines(ax: Axes, reference: dict, names: dict[str, str] = REFERENCE
         dashed = key == "optimal"
         ax.axhline(reference[key], color="black" if dashed else GREY, linestyle="--" if dashed else ":", linewidth=1.2)
         if key in names:
-            above_it = key != "go_and_stay"
+            above_it = key != "go_and_stay" or ax.get_yscale() == "function"  # `stretch` leaves room there
             offset: dict[str, Any] = dict(xycoords=ax.get_yaxis_transform(), textcoords="offset points", zorder=6)
             ax.annotate(names[key], (0, reference[key]), (4, 1 if above_it else -2), **offset, fontsize=8, color=GREY,
                         va="bottom" if above_it else "top", path_effects=HALO)  # fmt: skip

@@ -351,11 +351,9 @@ def caption(records: list[Record], drawn: str = "", names: dict[str, str] | None
 def _made(records: list[Record], names: dict[str, str]) -> str:
     """At what scale, with how many seeds and steps; a warning if stale."""
     names = {record.facts["label"]: record.facts["label"] for record in records} | names
-    text = (
-        f"Scale {_span((record.scale for record in records), str)}: "
-        f"{_seeds_a_run(records, names)}, {_span(record.facts['config']['steps'] for record in records)} "
-        "environment steps."
-    )
+    seeds, steps = _seeds_a_run(records, names), _span(record.facts["config"]["steps"] for record in records)
+    scale = _span((record.scale for record in records), str)
+    text = f"{seeds}, {steps} environment steps (scale: {scale})."
     stale = sorted({f"{names[r.facts['label']]} on {r.facts['environment']}" for r in records if r.stale})
     if stale:
         text += f" WARNING: made with other settings than experiments.yaml now names: {', '.join(stale)}."
