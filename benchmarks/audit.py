@@ -1,11 +1,12 @@
 """Is nothing invalid ever executed? python -m benchmarks.audit [--steps 1000000] (half an hour of one core).
 
-Every constrained environment under every method that claims validity, all but Wol-DDPG, trains for its share of the
-steps. Each executed action is judged once more, in the environment's own state before the step, by a rule written anew
-here: loops, hops by SciPy from the list of roads, positions from the physics; no table of the package's oracles. In
-the same states the rule and the oracle judge one uniformly drawn action, too: where the rule refuses none of these it
-would prove nothing. One row a pair in data/benchmarks/audit.csv, written as it ends; a row that is there, of as many
-steps, is not made again. Exit status 1 where something was invalid.
+Every constrained environment under every method that claims validity, all but Wol-DDPG, and some cities where next to
+nothing is valid under chains, trains for its share of the steps. Each executed action is judged once more, in the
+environment's own state before the step, by a rule written anew here: loops, hops by SciPy from the list of roads,
+positions from the physics; no table of the package's oracles. In the same states the rule and the oracle judge one
+uniformly drawn action, too: where the rule refuses none of these it would prove nothing. One row a pair in
+data/benchmarks/audit.csv, written as it ends; a row that is there, of as many steps, is not made again. Exit status 1
+where something was invalid.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.policies import MAX_LOGITS, NEEDS_POSTERIOR
 from flowrl.rejection import ask
-from flowrl.study.config import A2C_METHODS, METHODS, NO_CONSTRAINTS, make_config
+from flowrl.study.config import A2C_METHODS, METHODS, NO_CONSTRAINTS, TrainConfig, make_config
 from flowrl.study.records import provenance, replacing
 from flowrl.study.runs import one_thread
 
@@ -32,12 +33,20 @@ from .cost import OUT
 
 PATH = OUT / "audit.csv"
 VALID_METHODS = [name for name in A2C_METHODS if name not in NO_CONSTRAINTS]
+CHAINS = "iar-a2c-gumbel, chains"
+CHAINED = ("ERA-v3-tight", "ERA-v5-tight", "data/cities/ERA-R5.json", "data/cities/ERA-R9.json")
 Rule = Callable[[Sequence[int]], bool]  # of an action, in one state
+
+
+def configured(name: str, method: str, steps: int) -> TrainConfig:
+    """The method as it is, or the Gumbel flow with chains."""
+    changes = {"chains": 8, "max_draws": 256, "valid_bonus": 1} if method == CHAINS else {}
+    return make_config(name, method.partition(",")[0], changes | {"steps": steps})
 
 
 def shares(planned: list[tuple[str, str]], steps: int) -> dict[tuple[str, str], int]:
     """Steps of each pair, so many in all: of the methods with a posterior, ten times as slow, a quarter of the rest."""
-    weight = {pair: 1 if make_config("ERA-v1", pair[1]).estimator in NEEDS_POSTERIOR else 4 for pair in planned}
+    weight = {pair: 1 if configured("ERA-v1", pair[1], 1).estimator in NEEDS_POSTERIOR else 4 for pair in planned}
     return {pair: -(-steps * weight[pair] // sum(weight.values())) for pair in planned}
 
 
@@ -50,7 +59,7 @@ def pairs() -> list[tuple[str, str]]:
         for name in constrained
         for method in VALID_METHODS
         if listable[name] or METHODS[method].get("policy") != "masked"
-    ]
+    ] + [(name, CHAINS) for name in CHAINED]
 
 
 # ------------------------------------------------------------------- the rules anew: env → one a copy, now
@@ -163,7 +172,7 @@ class Audit:
 
 def audit(name: str, method: str, steps: int) -> dict:
     """One row of the table."""
-    config = make_config(name, method, {"steps": steps})
+    config = configured(name, method, steps)
     env = envs.make_batched(name, config.n_envs, "cpu", seeded(0, "env"))
     began, one = time.process_time(), Audit(env)
     trainer = Trainer(config, env)
@@ -174,6 +183,7 @@ def audit(name: str, method: str, steps: int) -> dict:
         "counted_by_environment": int(env.violations), "uniform_refused": round(one.refused / one.steps, 4),
         "disagreements": one.disagreements, "redrawn": trainer.counts["resamples"],
         "enumerated": trainer.counts["enumerations"], "fallback": trainer.counts["fallbacks"],
+        "chains": trainer.counts["chains"],
         "cpu_s": round(time.process_time() - began, 1), "commit": made["commit"], "dirty": made["dirty"],
         "torch": made["versions"]["torch"], "cpu": made["machine"]["cpu"],
     }  # fmt: skip
@@ -204,7 +214,7 @@ def main() -> int:
         rows = [old for old in rows if (old["environment"], old["method"]) != (name, method)] + [row]
         rows.sort(key=lambda row: planned.index((row["environment"], row["method"])))
         with replacing(PATH) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
+            writer = csv.DictWriter(file, row.keys(), restval=0, lineterminator="\n")  # of before there were chains: 0
             writer.writeheader()
             writer.writerows(rows)
     total, found = sum(int(row["steps"]) for row in rows), [row for row in rows if wrong(row)]
