@@ -72,7 +72,8 @@ def fit(
     environment (`envs.validity`), else every action.
     method: one of A2C_METHODS; None: iar-a2c, or iar-a2c-gumbel in a gymnasium environment of over a million actions.
     known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`); with
-    the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`).
+    the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`); so by
+    default beyond a million actions.
     total_steps: the length that schedules are told, where `train` will go on; default steps. eval_env: where to
     evaluate every `eval_every` steps, `eval_episodes` each; the best weights are kept (`use_best`). callback(trainer):
     after every update; False stops. log: "tensorboard" writes into runs/.
@@ -242,14 +243,17 @@ def _new(
     make = _maker(env, oracle, chosen, options)
     batch = make(config.n_envs, seeded(config.seed, "env", chosen))
     if wishes is not None:
-        config = _for_many_actions(config, math.prod(batch.action_sizes), *wishes)
+        config = _for_many_actions(config, math.prod(batch.action_sizes), options["known_valid"] is not None, *wishes)
     return Fitted(config, batch, own if _is_named(env) else None, make)
 
 
-def _for_many_actions(config: TrainConfig, size: int, method: str | None, settings: dict) -> TrainConfig:
-    """The configuration where |A| is known, but for what the user has said."""
+def _for_many_actions(config: TrainConfig, size: int, known: bool, method: str | None, settings: dict) -> TrainConfig:
+    """The configuration where |A| is known, and whether valid actions are, but for what the user has said."""
     if method is None and size > MANY and not RECIPES & settings.keys():
         config = make_config(config.env, "iar-a2c-gumbel", settings)
+        if known and config.correction != "paper":
+            draws = {"max_draws": max(256, config.n_draws)} | settings
+            config = dataclasses.replace(config, chains=min(8, config.n_draws), max_draws=draws["max_draws"])
     if "entropy" in settings or math.log(size) <= LOG_SIZE:
         return config
     return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / math.log(size))

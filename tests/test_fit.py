@@ -448,7 +448,8 @@ def test_act_does_where_nothing_is_valid_what_training_did(when, method):
 
 
 def test_few_valid_actions_and_one_that_is_known():
-    """Nothing can be listed, hardly anything is drawn: what is known to be valid is executed, in training and act."""
+    """Nothing can be listed, hardly anything is drawn: what is known to be valid is executed, in training and act, or,
+    by default beyond a million actions, chains start from it."""
 
     class Wide(Budget):
         action_space, info = spaces.MultiBinary(30), {}
@@ -463,8 +464,12 @@ def test_few_valid_actions_and_one_that_is_known():
     with pytest.raises(flowrl.rejection.NoValidActionError, match="^no valid action was found: raise .*known_valid"):
         flowrl.fit(Wide, oracle="fits", steps=8, **few)
     nothing = np.zeros(30, dtype=np.int8)
+    trainer = flowrl.fit(Wide, oracle="fits", steps=80, known_valid=nothing, **few)
+    assert (trainer.config.method, trainer.config.chains, trainer.config.max_draws) == ("iar-a2c-gumbel", 8, 8)
+    assert (trainer.counts["chains"], trainer.counts["fallbacks"], trainer.env.violations) == (80, 0, 0)
     with pytest.warns(UserWarning, match="no draw was valid in 100%"):
-        trainer = flowrl.fit(Wide, oracle="fits", steps=80, known_valid=lambda observation: nothing, **few)
+        known = {"known_valid": lambda observation: nothing}
+        trainer = flowrl.fit(Wide, oracle="fits", steps=80, chains=0, **few, **known)
     assert trainer.counts["fallbacks"] == 80 and trainer.env.violations == 0
     wide = Wide()
     observation, _ = wide.reset()
