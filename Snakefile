@@ -50,9 +50,8 @@ COMPUTED = {
         "figB_estimators.pdf figB_estimators.png",
     ),
     "03_rejection_gradient": (
-        "gumbel policies rejection study/diagrams study/sliders truth/exact truth/gradients truth/gumbel",
-        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png"
-        " figB_pathwise.pdf figB_pathwise.png",
+        "policies rejection study/diagrams study/sliders truth/exact truth/gradients",
+        "fig1.pdf fig1.png figB_corrections.pdf figB_corrections.png figB_critic_offset.pdf figB_critic_offset.png",
     ),
     "04_environments": (
         "study/diagrams truth/exact truth/orbits truth/search envs/city envs/classic envs/draw envs/era envs/partial"
@@ -83,6 +82,10 @@ COMPUTED = {
     "13_iar_a2c_from_scratch": (
         "a2c envs/era fit fitted policies rejection study/diagrams truth/exact",
         "idea.pdf idea.png scratch.pdf scratch.png",
+    ),
+    "14_gumbel_flow": (
+        "gumbel policies rejection study/diagrams study/sliders truth/gradients truth/gumbel",
+        "figB_pathwise.pdf figB_pathwise.png",
     ),
 }
 NOTEBOOKS = sorted(path.stem for path in Path("notebooks").glob("*.ipynb"))

@@ -26,6 +26,7 @@ CUT = {  # thumbnail: figure; left, top, right, bottom of the cut, as shares of 
     "ablations": ("figB_recipe", 0.32, 0.49, 1, 0.86),
     "appendix": ("figD", 0.53, 0, 1, 0.9),
     "released": ("released", 0, 0.04, 0.5, 0.255),
+    "gumbel_flow": ("figB_pathwise", 0, 0, 0.5, 1),
     "rare": ("figB_ellipse", 0, 0.04, 1, 1),
 }
 

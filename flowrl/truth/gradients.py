@@ -316,3 +316,27 @@ def gradient_batches(policy, oracle, observation: Tensor, q_values: Tensor, crit
         advantage = (q_values[to_flat(decision.action, policy.sizes)] - critic) * decision.sampled
         found.append(gradient(((weights * surrogate).sum(-1) * advantage).mean(), policy.parameters()))
     return torch.stack(found)
+
+
+# ------------------------------------------------------------------------------------------- entropy from counts
+
+
+def log_p_hat(n: np.ndarray | int, l: int, half: float = 0.5) -> np.ndarray:
+    """log (n − ½)/(l − ½): an action's log probability where n of l valid draws are it; half = 0 plugs n / l in."""
+    return np.log((n - half) / (l - half))
+
+
+def count_entropy_gradient(p: np.ndarray, l: int, half: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """What `rejection.entropy_weights` of log p̂ expect given l valid draws, and the true ∇H(π'), in the logits.
+
+    p: π' of the valid actions, (A,) → (A,) each, by binomial sums; `log_p_hat` at `half`.
+    """
+    from scipy.stats import binom  # here: it takes long to import
+
+    n = np.arange(1, l + 1)
+    f, pmf = log_p_hat(n, l, half), binom.pmf(n, l, p[:, None])  # (A, l)
+    alone, square, cross = pmf @ (n * f), pmf @ (n**2 * f), pmf @ (n * (l - n) * f) / (1 - p)
+    covariance = alone - (square + p * (cross.sum() - cross)) / l  # E[n_a f(n_a)] − E[n_a Σ_b n_b f(n_b)] / l
+    expected = -(covariance - p * covariance.sum()) / (l - 1)  # Σ_a (…)_a (e_a − p)
+    entropy = -(p * np.log(p)).sum()
+    return expected, -p * (np.log(p) + entropy)
