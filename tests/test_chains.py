@@ -21,7 +21,15 @@ from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.gumbel import GumbelFlowPolicy
 from flowrl.policies import FactoredPolicy, FlowPolicy, Sample, to_digits, to_flat
-from flowrl.rejection import NoValidActionError, ask_all, correction_weights, decide, executed_weights
+from flowrl.rejection import (
+    NoValidActionError,
+    ask_all,
+    bonus_weights,
+    correction_weights,
+    decide,
+    entropy_weights,
+    executed_weights,
+)
 from flowrl.study.config import ConfigError, make_config
 from flowrl.truth import chains as truth
 from flowrl.truth.gradients import gaussian_argmax_log_probs
@@ -232,16 +240,30 @@ def test_independent_draws_have_theorem_1s_gradient():
     torch.testing.assert_close(truth.gradient(problem, torch.outer(law, law), returns), expected.flatten())
 
 
+def test_bonus_and_entropy_of_independent_draws_are_autograds():
+    _, _, problem, _ = small_case()
+    logits = problem.log_prob.clone().requires_grad_()
+    log_pi = truth.Problem(logits.log_softmax(-1), problem.actions).log_pi
+    log_z = torch.logsumexp(log_pi, 0)
+    [mass] = torch.autograd.grad(log_z, logits, retain_graph=True)
+    [entropy] = torch.autograd.grad(-((log_pi - log_z).exp() * (log_pi - log_z)).sum(), logits)
+    law = problem.restricted
+    torch.testing.assert_close(truth.bonus(problem, law), mass.flatten())
+    torch.testing.assert_close(truth.entropy_gradient(problem, torch.outer(law, law)), entropy.flatten())
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_the_gradient_through_chains_is_the_enumerated_one(drawn):
-    """Leave-one-out over 4 chains after one sweep: within 4 standard errors of its exact expectation.
+    """Leave-one-out, bonus and entropy over 4 chains after one sweep: within 4 standard errors of what they expect.
 
     The order of a sweep is the same for all states of a batch: 300 batches, each the mean of 50 states.
     """
     policy, table, problem, returns = small_case()
     sizes, law = policy.sizes, problem.restricted
     start = law if drawn else torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
-    expected = truth.gradient(problem, truth.joint_after(problem, start, 1), returns)
+    joint = truth.joint_after(problem, start, 1)
+    expected = [truth.gradient(problem, joint, returns), truth.bonus(problem, joint.sum(1)),
+                truth.entropy_gradient(problem, joint)]  # fmt: skip
     q = torch.zeros(9, dtype=torch.float64).index_put((table.nonzero().squeeze(-1),), returns)
     score = torch.nn.functional.one_hot(to_digits(torch.arange(9), sizes), 3) - problem.log_prob.exp()
     every, found = torch.ones(50, 4, dtype=torch.bool), []
@@ -252,8 +274,10 @@ def test_the_gradient_through_chains_is_the_enumerated_one(drawn):
         run, _ = begin(policy, table, Sample(first, None), drawn, 4, seed + 5000)
         run.sweep()
         flat = to_flat(run.action, sizes)
-        found.append((q[flat[:, 0], None] * (weights.unsqueeze(-1) * score[flat].flatten(2)).sum(1)).mean(0))
-    assert z_scores(torch.stack(found), expected).abs().max() < Z_BOUND
+        log_prob = problem.log_prob[torch.arange(len(sizes)), run.action].sum(-1)
+        parts = (q[flat[:, 0], None] * weights, bonus_weights(every), entropy_weights(log_prob, every))
+        found.append(torch.stack([(part.unsqueeze(-1) * score[flat].flatten(2)).sum(1).mean(0) for part in parts]))
+    assert z_scores(torch.stack(found).flatten(1), torch.cat(expected)).abs().max() < Z_BOUND
 
 
 def test_the_gradients_bias_falls_with_the_sweeps():

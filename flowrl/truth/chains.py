@@ -20,10 +20,20 @@ class Problem(NamedTuple):
     actions: Tensor  # (V, D) int64, the valid ones
 
     @property
+    def log_pi(self) -> Tensor:
+        """log π(a) of the valid actions, (V,)."""
+        return self.log_prob[torch.arange(len(self.log_prob)), self.actions].sum(-1)
+
+    @property
     def restricted(self) -> Tensor:
         """π'(a) ∝ Π_d π_d(a_d) of the valid actions, (V,)."""
-        dims = torch.arange(len(self.log_prob))
-        return torch.softmax(self.log_prob[dims, self.actions].sum(-1), 0)
+        return torch.softmax(self.log_pi, 0)
+
+    @property
+    def score(self) -> Tensor:
+        """∇log π(a) in the logits, (V, D K)."""
+        one_hot = torch.nn.functional.one_hot(self.actions, self.log_prob.shape[1]).to(self.log_prob.dtype)
+        return (one_hot - self.log_prob.exp()).flatten(1)
 
 
 def redraw(problem: Problem, dims: tuple[int, ...]) -> Tensor:
@@ -94,7 +104,15 @@ def gradient(problem: Problem, joint: Tensor, returns: Tensor) -> Tensor:
 
     With joint = π' π'ᵀ, that of independent draws from π', it is the exact gradient of E_π'[Q] (Theorem 1).
     """
-    log_prob, actions = problem
-    one_hot = torch.nn.functional.one_hot(actions, log_prob.shape[1]).to(log_prob.dtype)
-    score = (one_hot - log_prob.exp()).flatten(1)  # ∇log π(a), (V, D K)
-    return (joint.sum(1) * returns) @ score - (returns @ joint) @ score
+    return (joint.sum(1) * returns) @ problem.score - (returns @ joint) @ problem.score
+
+
+def bonus(problem: Problem, law: Tensor) -> Tensor:
+    """E[∇log π(a)] in the logits, (D K,): what the mean over chains of this law expects; of π' it is ∇log Z."""
+    return law @ problem.score
+
+
+def entropy_gradient(problem: Problem, joint: Tensor) -> Tensor:
+    """−E[sample covariance of log π and ∇log π over chains], (D K,); of independent draws from π' it is ∇H(π')."""
+    log_pi, own = problem.log_pi, joint.sum(1)
+    return -((own * log_pi) @ problem.score - (log_pi @ joint) @ problem.score)
