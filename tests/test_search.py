@@ -58,6 +58,15 @@ def test_single_moves_against_every_one_of_them(crowd):
     assert (best > stay).any() and (best < stay).any()
 
 
+def test_climbing_ends_where_no_single_move_pays(crowd):
+    """Each end is worth what one of the allocations is that no move of one resource improves; those stay."""
+    stay, best = search.single_moves(crowd, crowd.starts)
+    top, stuck = search.climb(crowd, crowd.starts), best <= stay + 1e-9
+    assert (top[~stuck] > stay[~stuck]).all() and 0 < stuck.sum() < len(stuck)
+    np.testing.assert_allclose(top[stuck], stay[stuck])
+    assert np.isclose(top[:, None], stay[stuck]).any(1).all()
+
+
 @pytest.mark.parametrize("version", range(1, 6))
 def test_the_search_finds_the_exact_go_and_stay_and_the_random_return(version):
     city = City.load(f"ERA-v{version}")

@@ -164,17 +164,34 @@ def _best_pair(city: City, y: np.ndarray, may: np.ndarray, price: np.ndarray, ga
 def single_moves(city: City | str | Path, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, D) allocations → (n,), (n,): the return of staying there for an episode, and of moving one resource first, as
     well as that can be done; −inf where none may move alone."""
+    stay, best, _ = _best_single_move(City.load(city), y)
+    return stay, best
+
+
+def climb(city: City | str | Path, y: np.ndarray) -> np.ndarray:
+    """(n, D) → (n,): the return of staying where moves of one resource, the best each time, lead until none pays."""
     city = City.load(city)
+    while True:
+        stay, best, moved = _best_single_move(city, y)
+        pays = best > stay + 1e-9
+        if not pays.any():
+            return stay
+        y = np.where(pays[:, None], moved, y)
+
+
+def _best_single_move(city: City, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, D) → the return of staying, that of the best move of one resource, −inf without any, and where it leads."""
     chance, gain = _emergencies(city).sum(0), _gain(city)
     stay = chance @ city.uncovered + _covered(city, y) @ (chance * gain)
-    best = np.full(len(y), -np.inf)
+    best, where = np.full(len(y), -np.inf), y
     for d, k in product(range(city.resources), range(city.districts)):
         moved = y.copy()
         moved[:, d] = k
         allowed = city.may_move[y[:, d], k] & city.proximate(moved) & (y[:, d] != k)
         worth = chance @ city.uncovered + _covered(city, moved) @ (chance * gain) - city.cost[y[:, d], k]
-        best = np.where(allowed, np.maximum(best, worth), best)
-    return stay, best
+        better = allowed & (worth > best)
+        best, where = np.where(better, worth, best), np.where(better[:, None], moved, where)
+    return stay, best, where
 
 
 def walk(city: City, starts: np.ndarray, target: np.ndarray) -> np.ndarray:
