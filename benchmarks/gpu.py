@@ -2,8 +2,8 @@
 
 Each seed is a process of its own; they share the GPU. Prints environment steps a second, all seeds together, training
 included, and what they say of Figure 5: how long its runs, as planned, take, as many at a time as is quickest.
-Writes data/benchmarks/gpu.csv, whose other rows stay. Says so where there is no GPU; `--devices cuda cpu` times the
-processor too.
+Writes data/benchmarks/gpu.csv, unless only some methods or numbers of seeds are asked for. Says so where there is no
+GPU; `--devices cuda cpu` times the processor too.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
             print(f"{device:4} {method:20} {seeds:3} seeds {rate:10,.0f} env steps/s", flush=True)
         for process in processes:
             process.communicate()
-        if "cuda" in args.devices:
+        if "cuda" in args.devices and (args.methods, args.seeds) == (methods, SEEDS):
             write(pd.DataFrame(rows))
     for device, table in pd.DataFrame(rows).groupby("device", sort=False):
         best = table.groupby("method")["steps_per_s"].max().to_dict()
@@ -103,10 +103,8 @@ def main() -> None:
 
 
 def write(table: pd.DataFrame) -> None:
-    """What was measured so far, in place of what the table had of it, and with what."""
-    keys, path = ["device", "method", "seeds"], OUT / "gpu.csv"
-    known = pd.read_csv(path) if path.exists() else table
-    pd.concat([known, table]).drop_duplicates(keys, keep="last").to_csv(path, index=False)
+    """What was measured so far, and with what."""
+    table.to_csv(OUT / "gpu.csv", index=False)
     machines = json.loads((OUT / "machine.json").read_text())
     machines["gpu"] = provenance(torch.device("cuda"))
     (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")

@@ -57,7 +57,7 @@ def lay_out(notebooks: Path) -> None:
 def with_targets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An executed notebook with something to link to before every cell, and folds; without papermill's own cell."""
     cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    notebook.cells, heading = cells[:1], ""
+    notebook.cells, heading = cells[:1], cells[0].source.partition("\n")[0].lstrip("# ")
     for cell in cells[1:]:
         if cell.cell_type == "code":
             cell.outputs = last_words(cell.outputs)

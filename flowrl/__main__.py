@@ -316,7 +316,7 @@ def _list_settings() -> None:
     print(
         "in fit: flowrl.fit's; all but steps in gymnasium environments only. There entropy falls as 1 / log |A| beyond"
     )
-    print("a thousand actions, and the method is iar-a2c-gumbel beyond a million.")
+    print("a thousand actions, and the method is iar-a2c-gumbel beyond a million, with chains 8 given known_valid.")
     print("Methods' own, over the default; in gymnasium environments what fit sets, above, holds instead:")
     for method, own in config.METHODS.items():
         print(f"  {method:17}", *(f"{name}={value}" for name, value in own.items()))

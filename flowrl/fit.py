@@ -37,7 +37,7 @@ STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_step
 # shared by draws that coincide; where hardly any do, the Gumbel flow needs none, unless a setting is the recipe's.
 LOG_SIZE, MANY = math.log(1000), 10**6
 RECIPES = {
-    "policy", "coupling", "n_couplings", "base_scale", "estimator", "alpha", "posterior", "n_posterior", "chains",
+    "policy", "coupling", "n_couplings", "base_scale", "estimator", "alpha", "posterior", "n_posterior",
     "posterior_couplings", "posterior_fit_steps", "elbo_batch", "elbo_steps", "elbo_encoder", "latent_kl",
     "initial_gain",
 }  # fmt: skip
@@ -73,7 +73,7 @@ def fit(
     method: one of A2C_METHODS; None: iar-a2c, or iar-a2c-gumbel in a gymnasium environment of over a million actions.
     known_valid, when_none_valid: what to do where no valid action is drawn or none exists (`envs.gym.GymBatched`); with
     the setting chains, at 8, say, Markov chains start from known_valid there, and such states teach (`chains`); so by
-    default beyond a million actions.
+    default beyond a million actions, unless told a method.
     total_steps: the length that schedules are told, where `train` will go on; default steps. eval_env: where to
     evaluate every `eval_every` steps, `eval_episodes` each; the best weights are kept (`use_best`). callback(trainer):
     after every update; False stops. log: "tensorboard" writes into runs/.
@@ -251,9 +251,8 @@ def _for_many_actions(config: TrainConfig, size: int, known: bool, method: str |
     """The configuration where |A| is known, and whether valid actions are, but for what the user has said."""
     if method is None and size > MANY and not RECIPES & settings.keys():
         config = make_config(config.env, "iar-a2c-gumbel", settings)
-        if known and config.correction != "paper":
-            draws = {"max_draws": max(256, config.n_draws)} | settings
-            config = dataclasses.replace(config, chains=min(8, config.n_draws), max_draws=draws["max_draws"])
+        if known and "chains" not in settings and config.correction != "paper" and config.n_draws >= 2:
+            config = dataclasses.replace(config, chains=min(8, config.n_draws))
     if "entropy" in settings or math.log(size) <= LOG_SIZE:
         return config
     return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / math.log(size))

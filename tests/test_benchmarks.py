@@ -67,7 +67,7 @@ def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_
         seeds = list(range(3 if what[0] == "ERA-v1" else 10))
         assert sorted(ours["seed"]) == sorted(theirs["seed"]) == seeds, what
         assert set(group["env_steps"]) == {200_000}, what
-        assert ours["return_mean"].max() >= theirs["return_mean"].min(), what
+        assert ours["return_mean"].median() >= theirs["return_mean"].min(), what
         assert theirs["return_mean"].max() >= ours["return_mean"].min(), what
         assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), what
     assert set(compared) == {(env, n) for env in ("CartPole-v1", "Acrobot-v1") for n in (8, 64)} | {("ERA-v1", 0)}

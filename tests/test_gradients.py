@@ -15,10 +15,12 @@ from ground_truth import randomise, z_scores
 from scipy.stats import norm
 from torch import nn
 
+from flowrl import rejection
 from flowrl.policies import FlowPolicy, Sample
 from flowrl.rejection import all_actions
 from flowrl.study.config import make_config
 from flowrl.truth.gradients import (
+    count_entropy_gradient,
     every_count,
     every_sequence,
     expected_gradient,
@@ -362,3 +364,20 @@ def test_gradient_batches_of_a_tabular_policy(correction):
 def test_gradient_is_zero_where_nothing_depends():
     x, y = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
     assert gradient((x**2).sum(), [x, y]).tolist() == [2, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("l", [2, 3, 8])
+def test_what_the_entropy_from_counts_expects(l):
+    """Every count of l valid draws of three actions, through what trains; and the true gradient by autograd."""
+    logits = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    log_p = logits.log_softmax(0)
+    decision, probability = every_count(log_p.detach(), torch.ones(3, dtype=torch.bool), l, 2)
+    drawn = decision.sample.action[..., 0]
+    log_prob = rejection.count_log_prob(rejection.same_action(decision.sample.action, decision.valid), decision.valid)
+    u = rejection.entropy_weights(log_prob, decision.valid).double()
+    scores = torch.eye(3, dtype=torch.float64) - log_p.detach().exp()
+    expected, true = count_entropy_gradient(log_p.detach().exp().numpy(), l)
+    found = torch.einsum("o,oj,ojk->k", probability, u, scores[drawn])
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-6, rtol=0)
+    [entropy] = torch.autograd.grad(-(log_p.exp() * log_p).sum(), logits)
+    torch.testing.assert_close(torch.from_numpy(true), entropy)

@@ -169,7 +169,10 @@ def single_moves(city: City | str | Path, y: np.ndarray) -> tuple[np.ndarray, np
 
 
 def climb(city: City | str | Path, y: np.ndarray) -> np.ndarray:
-    """(n, D) → (n,): the return of staying where moves of one resource, the best each time, lead until none pays."""
+    """(n, D) → (n,): the return of staying where moves of one resource, the best each time, lead until none pays.
+
+    Of the end alone: neither what the ways cost nor the steps that they take are counted.
+    """
     city = City.load(city)
     while True:
         stay, best, moved = _best_single_move(city, y)

@@ -5,7 +5,7 @@ released settings (three resources, moves of up to three hops, one pair kept tog
 valid. The large cities tie the resources in a chain that leaves under 1 % valid. The cities by valid fraction, in
 data/cities, are one city under ever tighter constraints; so are ERA-R3 to ERA-R9, of 10^12 actions, one in 10^3 to one
 in 10^9 of them valid. The cities on which settings are judged that were tuned on v2 to v5, unseen-1 to unseen-10, are
-not chosen at all: unseen-k is what `generate` makes of seed 1000 + k.
+not chosen by any result: unseen-k is what `generate` makes of seed 1000 + k, of sizes and limits as UNSEEN has them.
 """
 
 from itertools import combinations_with_replacement, count
