@@ -87,6 +87,13 @@ def test_form(path):
                     assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in flowrl"
 
 
+def test_links_to_other_notebooks_lead_to_cells(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    for name, cell in re.findall(r"\]\((\d\d_\w+\.ipynb)(?:#cell-id=([\w-]+))?\)", text):
+        known = {cell.id for cell in nbformat.read(path.parent / name, 4).cells}
+        assert not cell or cell in known, (name, cell)
+
+
 SOLVED = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "12", "13", "14")]
 
 
