@@ -14,8 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-
-from flowrl.study.records import ROOT
+from pathlib import Path
 
 
 def serve(method: str, env: str, skip: int) -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2, help="CPU seconds of a round (default 2)")
     args = parser.parse_args()
     one_core()
-    trees = [(args.old, args.old_method or args.method), (str(ROOT), args.method)]
+    trees = [(args.old, args.old_method or args.method), (str(Path(__file__).resolve().parents[1]), args.method)]
     rounds = race(trees, args.env, args.skip, args.rounds, args.seconds)
     old, new = ([rate for rate, _ in rates] for rates in rounds)
     low, middle, high = statistics.quantiles([b / a for a, b in zip(old, new, strict=True)])
