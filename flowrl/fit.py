@@ -307,11 +307,12 @@ def _warn_of_few_valid(fitted: Fitted) -> None:
         rates = [row["valid_rate"] for row in fitted.rows] or [0.0]
         quarter = -(-len(rates) // 4)
         first, last, lr = rates[0], sum(rates[-quarter:]) / quarter, fitted.config.actor_lr
-        fell = f"the valid rate fell from {first:.0%} to {last:.0%}: an actor_lr smaller than {lr:g}, or "
+        fell = f"the valid rate fell from {first:.0%} to {last:.0%}: "
+        or_slower = f", or an actor_lr smaller than {lr:g}," * (last < first / 2)
         warnings.warn(
             f"no draw was valid in {float(without):.0%} of the training steps: all were enumerated or the fallback "
-            f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus larger than "
-            f"{fitted.config.valid_bonus:g} may help",
+            f"asked there, which is slow and teaches nothing; {fell * (last < first / 2)}a valid_bonus of "
+            f"{max(0.3, 3 * fitted.config.valid_bonus):g}{or_slower} may help",
             stacklevel=3,
         )
 

@@ -58,7 +58,7 @@ def test_recorded_cost_and_spread_against_the_number_of_actions():
 
 
 def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():
-    """Of each table row: equal settings of seeds and steps, returns whose ranges meet, and at least their speed."""
+    """Of each table row: equal seeds and steps, median returns within 15 %, and at least their speed."""
     rows = pd.read_csv(ROOT / "data/comparisons/sb3.csv")
     a2c = rows["method"].str.endswith(("a2c", "A2C"))
     compared = dict(list(rows.groupby(["env", rows["n_envs"].where(a2c, 0)])))
@@ -67,8 +67,8 @@ def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_
         seeds = list(range(3 if what[0] == "ERA-v1" else 10))
         assert sorted(ours["seed"]) == sorted(theirs["seed"]) == seeds, what
         assert set(group["env_steps"]) == {200_000}, what
-        assert ours["return_mean"].median() >= theirs["return_mean"].min(), what
-        assert theirs["return_mean"].max() >= ours["return_mean"].min(), what
+        middle, other = (table["return_mean"].median() for table in (ours, theirs))
+        assert abs(middle - other) < 0.15 * abs(other), what
         assert ours["steps_per_cpu_s"].mean() > theirs["steps_per_cpu_s"].mean(), what
     assert set(compared) == {(env, n) for env in ("CartPole-v1", "Acrobot-v1") for n in (8, 64)} | {("ERA-v1", 0)}
     made = rows.loc[a2c & (rows["n_envs"] == 64), ["machine", "commit"]]

@@ -182,7 +182,7 @@ def test_warns_where_draws_are_hardly_ever_valid(recwarn):
     flowrl.fit(Assignment, flowrl.per_action(all_different), steps=400, **FAST)
     assert not recwarn.list
     few = FAST | {"n_draws": 2, "max_draws": 2, "correction": "mean"}
-    with pytest.warns(UserWarning, match=r"no draw was valid in \d\d% of the training steps.*valid_bonus larger than"):
+    with pytest.warns(UserWarning, match=r"no draw was valid in \d\d% of the training steps.*valid_bonus of 0.3"):
         flowrl.fit(Assignment, narrow, steps=400, **few)
 
 
@@ -243,9 +243,9 @@ def test_a_fallen_share_of_valid_draws_names_the_learning_rate_too(rates):
     """A valid_bonus alone doesn't mend what too large steps have spoilt."""
     trainer = flowrl.fit(Assignment, different, steps=8, **FAST)
     trainer.rows, trainer.counts["enumerations"] = [{"valid_rate": rate} for rate in rates], 4
-    with pytest.warns(UserWarning, match="a valid_bonus larger than 0.01 may help$") as warned:
+    with pytest.warns(UserWarning, match="a valid_bonus of 0.3.* may help$") as warned:
         flowrl.fit.__globals__["_warn_of_few_valid"](trainer)
-    said = "the valid rate fell from 50% to 2%: an actor_lr smaller than"
+    said = "the valid rate fell from 50% to 2%: a valid_bonus of 0.3, or an actor_lr smaller than"
     assert (said in str(warned[0].message)) == (rates[:1] == [0.5])
 
 
@@ -253,7 +253,8 @@ def test_a_learning_rate_that_is_too_large_is_told_so():
     """Weights stay finite and the policy drifts out of what is valid, which a bonus doesn't mend."""
     settings = FAST | {"coupling": "mixture", "actor_lr": 0.1, "max_draws": 16}
     with pytest.warns(
-        UserWarning, match=r"valid rate fell from [1-9]\d% to \d%: an actor_lr smaller than 0.1, or a valid"
+        UserWarning,
+        match=r"valid rate fell from [1-9]\d% to \d%: a valid_bonus of 0.3, or an actor_lr smaller than 0.1, may",
     ):
         flowrl.fit(Assignment, different, steps=800, **settings)
 

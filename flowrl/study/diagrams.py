@@ -41,7 +41,7 @@ def idea() -> Figure:
     """What IAR-A2C does in a state, in three pictures: draw, ask, execute and learn. Valid: two choices that differ."""
     titles = (
         "1  draw $S$ actions\nfrom the flow", "2  ask the oracle\nabout each",
-        "3  execute one valid draw,\nlearn from all of them",
+        "3  execute one valid draw,\nlearn from all valid ones",
     )  # fmt: skip
     with plt.rc_context({**STYLE, "font.size": 9}):
         fig, axes = plt.subplots(1, 3, figsize=(6.9, 2.8), layout="constrained")
