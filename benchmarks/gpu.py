@@ -94,7 +94,7 @@ def main() -> None:
             print(f"{device:4} {method:20} {seeds:3} seeds {rate:10,.0f} env steps/s", flush=True)
         for process in processes:
             process.communicate()
-        if "cuda" in args.devices and (args.methods, args.seeds) == (methods, SEEDS):
+        if "cuda" in args.devices and (args.methods, *args.seeds) == (methods, *SEEDS):
             write(pd.DataFrame(rows))
     for device, table in pd.DataFrame(rows).groupby("device", sort=False):
         best = table.groupby("method")["steps_per_s"].max().to_dict()
