@@ -81,6 +81,15 @@ def test_every_pair_counts_with_its_own_seeds():
     assert text.endswith("were all alike, 0.3 of them would lie apart.")
 
 
+def test_a_small_chance_is_not_said_to_be_none():
+    """Two pairs of five seeds each: 2 · 2 / C(10, 5) = 0.016."""
+    low, high = (0.1, 0.2, 0.3, 0.4, 0.5), (0.6, 0.7, 0.8, 0.9, 1.0)
+    cities = ("ERA-v4", "ERA-v5")
+    runs = [run for city in cities for its in (("a", *low), ("b", *high)) for run in runs_of(*its, environment=city)]
+    text = words.seen(runs, NAMES)
+    assert text.endswith("were all alike, 0.02 of them would lie apart.")
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 3), (3, 3)])
 def test_chance_of_lying_apart_is_the_share_of_orders(n, m):
     orders = list(itertools.permutations(range(n + m)))
