@@ -127,7 +127,8 @@ def _how_sure(several: Pairs, single: Pairs) -> str:
         seeds = _from_to(len(x) for pair in pairs for x in pair)
         cases, apart = _from_to(round(1 / chance) for chance in chances), sum(chances)
         text = f"Any two that were alike would lie apart so, {seeds} seeds each, in one of {cases} cases"
-        alike = f"if the {len(pairs)} pairs compared here were all alike, {apart:.{1 + (apart < 0.05)}f} of them would lie apart"
+        found = f"{apart:.{1 if apart > 0.05 else 2}f} of them would lie apart"
+        alike = f"if the {len(pairs)} pairs compared here were all alike, {found}"
         said.append(f"{text}; {alike}." if len(pairs) > 1 else f"{text}.")
     if any(single.values()):
         said.append("Where a run has one seed this is an impression, no more.")
