@@ -9,6 +9,7 @@ import yaml
 
 from flowrl.envs.city import generate
 from flowrl.study import config, plan
+from flowrl.study.records import EXPERIMENTS
 
 YAML = Path(__file__).parent.parent / "experiments.yaml"
 
@@ -105,9 +106,9 @@ def test_titles_name_runs_and_change_nothing_else(tmp_path):
 THEIRS = {"environments": ["ERA-v1", "authors/v9"], "scales": {"paper": {"seeds": 1}}}
 
 
-def recorded(path, root, scale, authors=None):
-    """Empty records of x, but with the digest that its environments have now."""
-    for run in plan.runs(path, "x", scale, authors):
+def recorded(path, root, scale, authors=None, name="x"):
+    """Empty records of an experiment, but with the digest that its environments have now."""
+    for run in plan.runs(path, name, scale, authors):
         record = run.path(root, scale)
         record.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{record}.csv").touch()
@@ -144,6 +145,16 @@ def test_what_is_on_the_authors_cities_is_drawn_from_the_records_that_are_there(
     generate(5, 2).to_json(authors / "authors-v9.json")
     recorded(path, data, "paper", authors)
     assert [plan.scale_drawn(path, "x", data, scale) for scale in asked] == ["paper", "paper", "quick", "paper"]
+
+
+def test_experiments_in_one_figure_are_drawn_at_one_scale(tmp_path):
+    names = ["printed_8b", "printed_A1", "printed_B2", "printed_B4"]
+    for name in names:
+        recorded(EXPERIMENTS, tmp_path, "quick", name=name)
+    for done in range(len(names)):
+        assert {plan.scale_drawn(EXPERIMENTS, name, tmp_path) for name in names} == {"quick"}, done
+        recorded(EXPERIMENTS, tmp_path, "paper", name=names[done])
+    assert {plan.scale_drawn(EXPERIMENTS, name, tmp_path) for name in names} == {"paper"}
 
 
 @pytest.mark.parametrize(

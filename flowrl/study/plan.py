@@ -140,19 +140,24 @@ def planned(path: Path, root: Path, authors: Path | None = None) -> dict[Path, R
 def scale_drawn(path: Path, experiment: str, root: Path, scale: str = "auto", authors: Path | None = None) -> str:
     """The scale whose records under `root` an experiment is drawn from.
 
-    `scale` itself; for "auto" the larger of paper and quick with all its records there, else quick. An experiment on
-    the authors' cities, where neither these nor its records are there, is drawn as for "auto". Raises ConfigError.
+    `scale` itself; for "auto" the larger of paper and quick with all its records there, and those of experiments in the
+    same figure, since a figure has one scale; else quick. An experiment on the authors' cities, where neither these nor
+    its records are there, is drawn as for "auto". Raises ConfigError.
     """
     choose("scale", scale, (*SCALES, "auto"))
 
-    def lacking(size: str) -> list[Run]:
-        return [run for run in runs(path, experiment, size, authors) if not _recorded(run.path(root, size))]
+    def lacking(size: str, name: str = experiment) -> list[Run]:
+        return [run for run in runs(path, name, size, authors) if not _recorded(run.path(root, size))]
+
+    figure_of = {name: described.get("figure", name) for name, described in experiments(path).items()}
+    figure = figure_of[experiment]
+    together = [name for name in figure_of if name == experiment or (figure and figure_of[name] == figure)]
 
     untrainable = without_city(lacking("quick" if scale == "auto" else scale))
     if scale != "auto" and not untrainable:
         return scale
     for largest_first in ("paper", "quick"):
-        if not lacking(largest_first):
+        if not any(lacking(largest_first, name) for name in together):
             return largest_first
     if untrainable:
         raise missing_city(untrainable[0])
