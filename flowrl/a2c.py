@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import rejection
+from .action_values import ActionValues
 from .encoders import make_encoder
 from .envs.batched import Batched, Oracle
 from .gumbel import GumbelFlowPolicy
@@ -150,7 +151,8 @@ class Trainer:
             torch.manual_seed(seeded(config.seed, "weights").initial_seed())
             encoder = make_encoder(env, config.hidden)
             self.policy = POLICIES[config.policy](encoder, config.hidden, env.action_sizes, config).to(env.device)
-            self.critic = Critic(env, config).to(env.device)
+            make_critic = ActionValues.make_critic if config.critic == "action" else Critic
+            self.critic = make_critic(env, config).to(env.device)
         self.posterior = getattr(self.policy, "posterior", None)
         apart = {"flow": getattr(self.policy, "flow", None), "posterior": self.posterior, "critic": self.critic}
         if not config.elbo_encoder:  # Algorithm 1 then leaves it alone
@@ -167,6 +169,11 @@ class Trainer:
         self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
         self.observation = env.reset()
+        self.action_values = None
+        if config.critic == "action":
+            flat = self.parameters["critic"]
+            self.optimisers["critic"] = torch.optim.Adam([flat], lr=config.critic_lr)
+            self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config)
         self.executed: Tensor | None = None  # in the step before, (B, D)
         self.env_steps = 0
         self.updates = 0
@@ -218,19 +225,13 @@ class Trainer:
         """Gradient step of actor and critic on n_steps × n_envs states."""
         config = self.config
         observation = torch.cat([decision.observation for decision in rollout.decisions])
-        with torch.no_grad():
-            next_value = self.critic(rollout.final_observation.flatten(0, 1)).view_as(rollout.reward)
-            reward = rollout.reward + config.reward_shift
-            if self.reward_scale is not None:
-                reward = self.reward_scale(reward, rollout.terminated | rollout.truncated)
-            returns = n_step_returns(reward, rollout.terminated, rollout.truncated, next_value, config.gamma).flatten()
-        value = self.critic(observation)
-        advantage = (returns - value).detach()
-        value_loss = (returns - value).square().mean()
-
         decision = _concatenated(rollout.decisions)
         n_valid = decision.n_valid
         decision = rejection.at_most(decision, config.n_correction)
+        if self.action_values is None:
+            advantage, value_loss, critic = *self._advantage(rollout, observation), ["critic"]
+        else:
+            advantage, value_loss, critic = None, self._learn_action_values(self.action_values, rollout), []
         features = self.policy.features(observation, decision.mask)
         if self.posterior is not None and config.estimator != "cis":  # cis needs the latents that gave the actions
             surrogate = self._shared_surrogate(features, decision)
@@ -242,7 +243,7 @@ class Trainer:
         self._zero_gradients()
         (actor_loss + config.value_coef * value_loss).backward()
         moved = self.posterior is not None and config.estimator != "cis"  # by the policy's gradient; cis holds it fixed
-        actor, critic = [*self.policy_groups, *["posterior"] * moved], ["critic"]
+        actor = [*self.policy_groups, *["posterior"] * moved]
         if config.joint_clip:
             norm = self._clip([*actor, *critic])
             norms = norm, norm
@@ -252,6 +253,47 @@ class Trainer:
         self._descend([*actor, *critic])
         self.updates += 1
         self.sums[:4] += torch.stack((entropy, *norms, value_loss.detach()))
+
+    def _advantage(self, rollout: Rollout, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the executed actions, (B,); the mean squared value error."""
+        config = self.config
+        with torch.no_grad():
+            next_value = self.critic(rollout.final_observation.flatten(0, 1)).view_as(rollout.reward)
+            reward = rollout.reward + config.reward_shift
+            if self.reward_scale is not None:
+                reward = self.reward_scale(reward, rollout.terminated | rollout.truncated)
+            returns = n_step_returns(reward, rollout.terminated, rollout.truncated, next_value, config.gamma).flatten()
+        value = self.critic(observation)
+        return (returns - value).detach(), (returns - value).square().mean()
+
+    def _learn_action_values(self, values: ActionValues, rollout: Rollout) -> Tensor:
+        """`gradient_steps` of Q from replay, the rollout in it; their mean squared error."""
+        seen = (rollout.reward, rollout.final_observation, *(made.observation for made in rollout.decisions))
+        if not torch.stack([part.sum(dtype=torch.float64) for part in seen]).isfinite().all():
+            self._require_finite(self.sums.new_tensor(math.nan), rollout)  # before it is among what is learnt from
+        values.add(rollout)
+        losses = []
+        for _ in range(self.config.gradient_steps):
+            loss = values.loss(self.policy, self.generator)
+            self.sums[2] += self._descend_on(loss / self.config.value_scale**2, "critic") / self.config.gradient_steps
+            values.follow()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def _credit(self, decision, n_valid, advantage: Tensor | None, same: Tensor | None) -> Tensor:
+        """Weight of every draw's score in the policy gradient, (B, S): of the executed one by its advantage, (B,), or
+        of all valid ones by their values."""
+        if self.action_values is not None:
+            values = self.action_values.of_draws(decision.observation, decision)
+            return rejection.covariance_weights(values, decision.valid)
+        if same is not None and self.config.estimator == "rb":
+            executed = rejection.shared_weights(decision, same)
+        else:
+            executed = rejection.executed_weights(decision)
+        kind = self.config.correction
+        corrected = rejection.correction_weights(executed, decision.valid, n_valid, decision.draws, kind)
+        assert advantage is not None  # without action values it is there
+        return corrected * advantage[:, None]
 
     def _shared_surrogate(self, features, decision: rejection.Decision) -> Tensor:
         """The estimate of log π, (B, S), one and the same for all valid draws of a state that share an action.
@@ -271,12 +313,7 @@ class Trainer:
         same = None
         if config.policy == "flow":
             same = rejection.same_action(packed(decision.sample.action, self.policy.sizes), valid)
-        if same is not None and config.estimator == "rb":
-            executed = rejection.shared_weights(decision, same)
-        else:
-            executed = rejection.executed_weights(decision)
-        corrected = rejection.correction_weights(executed, valid, n_valid, decision.draws, config.correction)
-        weights = corrected * advantage[:, None] + config.valid_bonus * rejection.bonus_weights(valid)
+        weights = self._credit(decision, n_valid, advantage, same) + config.valid_bonus * rejection.bonus_weights(valid)
         regulariser = 0.0
         exact = getattr(self.policy, "entropy", None) if valid.shape[1] == 1 else None
         if exact is not None:  # one draw tells nothing of the entropy
@@ -307,7 +344,7 @@ class Trainer:
     def _clip(self, groups: list[str]) -> Tensor:
         """Scale the groups' gradients to a joint norm of `clip` at most; the norm before."""
         gradients = self._gradients(groups)
-        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        norm = torch.stack([gradient.norm() for gradient in gradients] or [self.sums.new_zeros(())]).norm()
         for gradient in gradients:
             gradient.mul_((self.config.clip / (norm + 1e-6)).clamp(max=1))
         return norm
@@ -328,6 +365,15 @@ class Trainer:
     def _descend(self, groups: list[str]) -> None:
         for name in groups:
             self.optimisers[name].step()
+
+    def _descend_on(self, loss: Tensor, name: str) -> Tensor:
+        """A step of one network down its loss, clipped; the gradient's norm before."""
+        self._zero_gradients()
+        loss.backward()
+        norm = self._clip([name])
+        self._require_finite(norm)
+        self._descend([name])
+        return norm
 
     # --------------------------------------------------------------------------- Algorithm 1: the posterior
 
@@ -401,7 +447,8 @@ class Trainer:
             "executed": self.executed,
             "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
             "sums": self.sums,
-        } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)})  # fmt: skip
+        } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)}) \
+          | ({} if self.action_values is None else {"action_values": self.action_values.state_dict()})  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict`; where its `env` is None, with the environments as they are here."""
@@ -416,6 +463,8 @@ class Trainer:
             setattr(self, name, state[name])
         if self.reward_scale is not None:
             vars(self.reward_scale).update(state["reward_scale"])
+        if self.action_values is not None:
+            self.action_values.load_state_dict(state["action_values"])
 
     def summary(self) -> dict:
         """Counts since the start, means since the last summary, as plain numbers."""

@@ -414,7 +414,15 @@ def entropy_weights(log_prob: Tensor, valid: Tensor) -> Tensor:
     ∇H(π') = −Cov_{π'}(log π', ∇log π): constants in log π (log Z among them) cancel; sample covariance, so unbiased
     where log π is exact.
     """
+    return -covariance_weights(log_prob, valid)
+
+
+def covariance_weights(x: Tensor, valid: Tensor) -> Tensor:
+    """(x_j − mean)/(M − 1) on the valid draws: Σ_j weight_j ∇log π(a_j|s) estimates Cov_π'(x, ∇log π), (B, S).
+
+    >>> covariance_weights(torch.tensor([[3.0, 1.0, 9.0]]), torch.tensor([[True, True, False]]))
+    tensor([[ 1., -1.,  0.]])
+    """
     v = valid.float()
     m = v.sum(-1, keepdim=True)
-    centred = (log_prob - (log_prob * v).sum(-1, keepdim=True) / m.clamp_min(1)) * v
-    return -centred / (m - 1).clamp_min(1)
+    return (x - (x * v).sum(-1, keepdim=True) / m.clamp_min(1)) * v / (m - 1).clamp_min(1)

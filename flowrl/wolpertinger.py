@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .a2c import COUNTS, MEANS, Trainer, seeded
+from .action_values import ActionCritic, Replay, Transitions
 from .encoders import make_encoder
 from .optimisers import flat_parameters
 from .policies import check_size, to_digits
-
-MAX_SLOTS = 2**24  # of the replay buffer: the most categories that torch.multinomial draws from
 
 # ------------------------------------------------------------------------------------- actions as points in space
 
@@ -59,85 +58,6 @@ class Actor(nn.Module):
         return self.proto(self.encoder(observation)).tanh()
 
 
-class ActionCritic(nn.Module):
-    """Q(s, a): states (B, …), n points (B, n, D) in [−1, 1] each → (B, n), in units of return."""
-
-    def __init__(self, env, config):
-        super().__init__()
-        self.encoder = make_encoder(env, config.hidden)
-        self.state = nn.Linear(config.hidden, config.policy_hidden)
-        self.action = nn.Linear(len(env.action_sizes), config.policy_hidden, bias=False)
-        self.joint = nn.Linear(config.policy_hidden, config.policy_hidden)
-        self.value = nn.Linear(config.policy_hidden, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
-        self.scale = config.value_scale
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        hidden = (self.state(self.encoder(observation)).unsqueeze(1) + self.action(action)).relu()
-        return self.scale * self.value(self.joint(hidden).relu()).squeeze(-1)
-
-
-# ------------------------------------------------------------------------------------------------- replay buffer
-
-
-class Transitions(NamedTuple):
-    """n transitions (s, a, r, s'); s' is an episode's last observation where it ended, never the next one's first."""
-
-    observation: Tensor  # (n, …)
-    action: Tensor  # (n, D) int64
-    reward: Tensor  # (n,)
-    terminated: Tensor  # (n,) bool
-    next_observation: Tensor  # (n, …)
-
-
-class Replay:
-    """The latest transitions of B environments, each observation stored once and in its own type.
-
-    An environment fills its column slot by slot, then goes round. What followed slot t lies in slot t + 1, so s' takes
-    no room; only where an episode ends its last observation does, in a slot that no transition starts from: live is 0.
-    """
-
-    def __init__(self, size: int, observation: Tensor, n_dimensions: int):
-        n_envs = len(observation)
-        slots = size // n_envs
-        if slots < 3 or size > MAX_SLOTS:
-            raise ValueError(f"replay_size is {size}; allowed: 3 n_envs, {3 * n_envs}, to {MAX_SLOTS}")
-        shape, device = (slots, n_envs), observation.device
-        self.observation = torch.zeros(*shape, *observation.shape[1:], dtype=observation.dtype, device=device)
-        self.action = torch.zeros(*shape, n_dimensions, dtype=torch.int64, device=device)
-        self.reward = torch.zeros(shape, device=device)
-        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.live = torch.zeros(shape, device=device)  # 1 where a transition starts, the weight of its being drawn
-        self.here = torch.zeros(n_envs, dtype=torch.int64, device=device)  # the slot that is filled next
-        self.column = torch.arange(n_envs, device=device)
-
-    def add(self, observation: Tensor, action: Tensor, step) -> None:
-        """observation (B, …), the actions (B, D) chosen there, and the `Step` that they led to."""
-        slots = len(self.live)
-        here, after = (self.here, self.column), ((self.here + 1) % slots, self.column)
-        self.observation[here], self.observation[after] = observation, step.final_observation
-        self.live[here], self.live[after] = 1.0, 0.0
-        self.action[here], self.reward[here], self.terminated[here] = action, step.reward, step.terminated
-        self.here = (after[0] + (step.terminated | step.truncated)) % slots  # past the final observation
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Transitions:
-        """n transitions, drawn uniformly with replacement."""
-        flat = torch.multinomial(self.live.flatten(), n, replacement=True, generator=generator)
-        slot, column = flat // len(self.column), flat % len(self.column)
-        here, after = (slot, column), ((slot + 1) % len(self.live), column)
-        return Transitions(
-            self.observation[here], self.action[here], self.reward[here], self.terminated[here], self.observation[after]
-        )
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        for name, values in vars(self).items():
-            values.copy_(state[name])
-
-
 # ------------------------------------------------------------------------------------------------------ training
 
 
@@ -164,7 +84,7 @@ class WolpertingerTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(config.seed, "weights").initial_seed())
             self.policy = Actor(env, config).to(env.device)
-            self.critic = ActionCritic(env, config).to(env.device)
+            self.critic = ActionCritic(env, config, len(env.action_sizes), config.policy_hidden).to(env.device)
         self.target_policy, self.target_critic = copy.deepcopy(self.policy), copy.deepcopy(self.critic)
         self.parameters = {"actor": flat_parameters(self.policy), "critic": flat_parameters(self.critic)}
         self.targets = {"actor": flat_parameters(self.target_policy), "critic": flat_parameters(self.target_critic)}
@@ -250,15 +170,6 @@ class WolpertingerTrainer(Trainer):
                 target.lerp_(self.parameters[name], self.config.target_rate)
         self.updates += 1
         self.sums[1:4] += torch.stack((actor_norm, critic_norm, value_loss.detach()))
-
-    def _descend_on(self, loss: Tensor, name: str) -> Tensor:
-        """A step of one network down its loss, clipped; the gradient's norm before."""
-        self._zero_gradients()
-        loss.backward()
-        norm = self._clip([name])
-        self._require_finite(norm)
-        self._descend([name])
-        return norm
 
     # ------------------------------------------------------------------------------------------- checkpoints
 

@@ -509,7 +509,7 @@ def test_what_is_not_finite_is_named_and_the_weights_stay(method, part, value):
         return result._replace(**{part: spoilt})
 
     one.env.step = broken
-    before = parameters(one), [o.state_dict()["state"][0]["square_avg"].clone() for o in one.optimisers.values()]
+    before = parameters(one), deepcopy([o.state_dict()["state"] for o in one.optimisers.values()])
     said = rf"^bandit, the rollout that ended at step [0-9]+: the {part.replace('_', ' ')} of environment 5 is not fin"
     if part == "observation" and method == "mask":
         said = "^an observation is not finite"
@@ -517,7 +517,7 @@ def test_what_is_not_finite_is_named_and_the_weights_stay(method, part, value):
         one.step()
     assert torch.equal(parameters(one), before[0])
     for was, optimiser in zip(before[1], one.optimisers.values(), strict=True):
-        assert torch.equal(was, optimiser.state_dict()["state"][0]["square_avg"])
+        assert str(was) == str(optimiser.state_dict()["state"])
 
 
 @pytest.mark.parametrize("settings", [{}, {"coupling": "mixture"}, {"estimator": "elbo", "coupling": "affine"}])

@@ -83,15 +83,20 @@ class TrainConfig:
     value_scale: float = 20.0  # the critic's output is multiplied by it
     value_coef: float = 0.5  # weight of the squared value error
 
-    # Wol-DDPG
-    neighbours_share: float = 0.1  # of |A|, among which the critic chooses
-    max_neighbours: int = 100  # most actions among which the critic chooses
+    critic: Literal["state", "action"] = "state"  # V(s), and one return a state; or Q(s, a) from replay, of all draws
+
+    # replay, for Q(s, a)
     replay_size: int = 100_000  # slots of the replay buffer; the whole of it goes into checkpoints
     replay_batch: int = 256  # transitions a gradient step
     target_rate: float = 0.005  # τ, how far the target networks follow in a gradient step
+    gradient_steps: int = 1  # after every rollout
+    target_draws: int = 4  # of the policy in s', over which Q(s', ·) is averaged; critic action only
+
+    # Wol-DDPG
+    neighbours_share: float = 0.1  # of |A|, among which the critic chooses
+    max_neighbours: int = 100  # most actions among which the critic chooses
     exploration: float = 0.2  # σ of the noise on the proto-action, whose range is [−1, 1]
     learning_starts: int = 1_000  # environment steps with uniform actions before it learns
-    gradient_steps: int = 1  # after every n_steps in each environment
 
     # evaluation
     eval_every: int = 5_000  # environment steps between evaluations
@@ -124,6 +129,7 @@ class TrainConfig:
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
         self._check_chains()
+        self._check_critic()
         few = min(self.n_draws, self.n_correction) < 2
         if self.policy in ("flow", "gumbel", "autoregressive") and self.entropy and few:
             raise ConfigError(
@@ -135,6 +141,23 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a policy without latents allows 0 only")
         if not self.elbo_encoder and not (self.policy == "flow" and self.estimator in NEEDS_POSTERIOR):
             raise ConfigError("elbo_encoder is false; without a posterior there is no Algorithm 1: true only")
+
+    def _check_critic(self) -> None:
+        if self.critic == "state":
+            return
+        if self.policy in ("wolpertinger", "masked"):
+            raise ConfigError(
+                f"critic is action; policy {self.policy!r} has no draws to weigh by it and allows state only"
+            )
+        if min(self.n_draws, self.n_correction) < 2:
+            raise ConfigError(
+                "critic action weighs draws against each other: n_draws and n_correction must be at least 2"
+            )
+        for name in ("normalise_reward", "joint_clip"):
+            if getattr(self, name):
+                raise ConfigError(f"{name} is true; critic action learns apart, from replay: false only")
+        if self.replay_size < 3 * self.n_envs:
+            raise ConfigError(f"replay_size is {self.replay_size}; it must be at least 3 n_envs, {3 * self.n_envs}")
 
     def _check_chains(self) -> None:
         if not self.chains:
@@ -183,8 +206,8 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConf
 
 
 _AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
-                 "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "eval_every", "eval_episodes",
-                 "final_episodes")  # fmt: skip
+                 "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "target_draws", "eval_every",
+                 "eval_episodes", "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "chains", "sweeps", "initial_gain", "valid_bonus", "entropy", "latent_kl",
                  "actor_lr", "flow_lr_ratio", "critic_lr", "value_coef", "value_scale", "exploration",
@@ -242,6 +265,11 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "iar-a2c-gumbel": ("Gumbel flow, pathwise score, rejection, leave-one-out, valid-mass bonus", dict(
         policy="gumbel", n_draws=8, n_correction=8, n_posterior=1, entropy=0.3, latent_kl=0.0,
         hidden=128, n_envs=128, actor_lr=2e-3, critic_lr=7e-3,
+    )),
+    "iar-a2c-q": ("Gumbel flow, and all valid draws weighed by Q(s, a) learnt from replay", dict(
+        policy="gumbel", n_draws=8, n_correction=8, n_posterior=1, entropy=0.3, latent_kl=0.0,
+        hidden=128, n_envs=128, actor_lr=2e-3, critic="action", critic_lr=1e-3, gradient_steps=4,
+        replay_size=200_000, target_rate=0.03,
     )),
     "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", _PRINTED),
     "iar-a2c-released": ("IAR-A2C (released): that, one σ for all states, weights near 0, encoder held in Alg. 1", dict(

@@ -53,6 +53,7 @@ METHODS = {
     "factored-iar": Method("Factored+IAR", "#882255", (0, (3, 1, 1, 1)), "<"),
     "ar": Method("AR", "#CC79A7", (0, (1, 2)), "p"),
     "iar-a2c-gumbel": Method("IAR-A2C (Gumbel flow)", "#0000FF", (0, (7, 1, 2, 1)), "*"),
+    "iar-a2c-q": Method("Gumbel flow, action values", "#000048", (0, (4, 1)), "d"),
 }
 CORRECTIONS = {  # of the gradient, for rejection
     "leave_one_out": Method("leave-one-out", "#3C3CC3", "-", "o"),
