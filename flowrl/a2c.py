@@ -271,6 +271,9 @@ class Trainer:
         seen = (rollout.reward, rollout.final_observation, *(made.observation for made in rollout.decisions))
         if not torch.stack([part.sum(dtype=torch.float64) for part in seen]).isfinite().all():
             self._require_finite(self.sums.new_tensor(math.nan), rollout)  # before it is among what is learnt from
+        if self.reward_scale is not None:
+            reward = self.reward_scale(rollout.reward, rollout.terminated | rollout.truncated)
+            rollout = rollout._replace(reward=reward)
         values.add(rollout)
         losses = []
         for _ in range(self.config.gradient_steps):

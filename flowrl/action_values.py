@@ -17,6 +17,7 @@ from .encoders import make_encoder
 from .optimisers import flat_parameters
 
 MAX_SLOTS = 2**24  # of the replay buffer: the most categories that torch.multinomial draws from
+ROOM = 2**29  # bytes of observations in it at most, for `ActionValues`
 
 
 class ActionCritic(nn.Module):
@@ -106,7 +107,9 @@ class ActionValues:
         self.critic, self.weights, self.categories, self.config = critic, weights, max(sizes), config
         self.slow = copy.deepcopy(critic)
         self.slow_weights = flat_parameters(self.slow)
-        self.replay = Replay(config.replay_size, observation, len(sizes))
+        room = ROOM // (observation[0].numel() * observation.element_size())
+        size = max(3 * len(observation), min(config.replay_size, room))
+        self.replay = Replay(size, observation, len(sizes))
 
     @staticmethod
     def make_critic(env, config) -> ActionCritic:

@@ -127,12 +127,30 @@ def test_states_where_nothing_may_be_executed_are_never_drawn():
     assert (one.action_values.replay.sample(500).action >= 0).all()
 
 
+def test_pictures_make_the_buffer_shorter(monkeypatch):
+    """No more observations than there is room for, and never less than a buffer needs."""
+    for room, slots in ((10**9, 250), (16 * 100 * 12, 100), (1, 3)):  # an observation is 3 numbers of 4 bytes
+        monkeypatch.setattr("flowrl.action_values.ROOM", room)
+        assert table().action_values.replay.live.shape == (slots, 16)
+
+
+def test_rewards_are_scaled_before_they_are_kept():
+    """As they would be for V: what a thousand times as much pays is kept as the same."""
+    one, other = (table(normalise_reward=True) for _ in range(2))
+    other.env.reward = 1000 * other.env.reward
+    for _ in range(5):
+        one.step()
+        other.step()
+    kept = [each.action_values.replay.reward[:5] for each in (one, other)]
+    assert kept[0].abs().max() > 0
+    torch.testing.assert_close(*kept, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"policy": "masked", "correction": "none"}, "critic is action; policy 'masked'"),
         ({"n_draws": 1, "correction": "none", "entropy": 0}, "at least 2"),
-        ({"normalise_reward": True}, "normalise_reward is true"),
         ({"joint_clip": True}, "joint_clip is true"),
         ({"replay_size": 47}, "at least 3 n_envs, 48"),
     ],

@@ -153,9 +153,8 @@ class TrainConfig:
             raise ConfigError(
                 "critic action weighs draws against each other: n_draws and n_correction must be at least 2"
             )
-        for name in ("normalise_reward", "joint_clip"):
-            if getattr(self, name):
-                raise ConfigError(f"{name} is true; critic action learns apart, from replay: false only")
+        if self.joint_clip:
+            raise ConfigError("joint_clip is true; critic action learns apart, from replay: false only")
         if self.replay_size < 3 * self.n_envs:
             raise ConfigError(f"replay_size is {self.replay_size}; it must be at least 3 n_envs, {3 * self.n_envs}")
 
