@@ -267,14 +267,19 @@ class Trainer:
         return (returns - value).detach(), (returns - value).square().mean()
 
     def _learn_action_values(self, values: ActionValues, rollout: Rollout) -> Tensor:
-        """`gradient_steps` of Q from replay, the rollout in it; their mean squared error."""
+        """`gradient_steps` of Q from replay, the rollout in it; their mean squared error.
+
+        Q's steps come before the policy's: where the policy's gradient is not finite, these stand.
+        """
         seen = (rollout.reward, rollout.final_observation, *(made.observation for made in rollout.decisions))
         if not torch.stack([part.sum(dtype=torch.float64) for part in seen]).isfinite().all():
             self._require_finite(self.sums.new_tensor(math.nan), rollout)  # before it is among what is learnt from
+        reward = rollout.reward + self.config.reward_shift
         if self.reward_scale is not None:
-            reward = self.reward_scale(rollout.reward, rollout.terminated | rollout.truncated)
-            rollout = rollout._replace(reward=reward)
-        values.add(rollout)
+            reward = self.reward_scale(reward, rollout.terminated | rollout.truncated)
+        values.add(rollout._replace(reward=reward))
+        if not values.replay.live.any():  # nothing could be executed so far
+            return reward.new_zeros(())
         losses = []
         for _ in range(self.config.gradient_steps):
             loss = values.loss(self.policy, self.generator)
@@ -468,6 +473,8 @@ class Trainer:
             vars(self.reward_scale).update(state["reward_scale"])
         if self.action_values is not None:
             self.action_values.load_state_dict(state["action_values"])
+            if state["env"] is None:
+                self.action_values.replay.restart()
 
     def summary(self) -> dict:
         """Counts since the start, means since the last summary, as plain numbers."""

@@ -3,7 +3,7 @@
 The S draws that rejection asks about anyway are S actions whose values tell where the policy should go:
     ∇E_π'[Q] = Cov_π'(Q, ∇log π), estimated by their sample covariance over the valid draws,
 without the noise of what followed the executed one (all-action policy gradient, Sutton et al. 2001; expected SARSA,
-van Seijen et al. 2009). Biased as far as Q is wrong.
+van Seijen et al. 2009). Biased as far as Q is wrong, and as Q's targets are of π, not of π'.
 """
 
 import copy
@@ -17,7 +17,8 @@ from .encoders import make_encoder
 from .optimisers import flat_parameters
 
 MAX_SLOTS = 2**24  # of the replay buffer: the most categories that torch.multinomial draws from
-ROOM = 2**29  # bytes of observations in it at most, for `ActionValues`
+ROOM = 2**29  # bytes of observations in it, for `ActionValues`, where three slots an environment take less
+MAX_INPUTS = 20_000  # D max K, by which an action is coded
 
 
 class ActionCritic(nn.Module):
@@ -79,6 +80,11 @@ class Replay:
         self.action[here], self.reward[here], self.terminated[here] = action, step.reward, step.terminated
         self.here = (after[0] + (step.terminated | step.truncated)) % slots  # past the final observation
 
+    def restart(self) -> None:
+        """New episodes begin: what is added next follows nothing, and must not overwrite what a transition led to."""
+        self.live[self.here, self.column] = 0.0
+        self.here = (self.here + 1) % len(self.live)
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Transitions:
         """n transitions, drawn uniformly with replacement."""
         flat = torch.multinomial(self.live.flatten(), n, replacement=True, generator=generator)
@@ -97,13 +103,18 @@ class Replay:
 
 
 class ActionValues:
-    """Q(s, a), its slow copy Q', and the transitions that it learns from.
+    """Q(s, a), its slow copy Q', and the transitions that it learns from. ValueError where an action is coded too long.
 
     Q goes towards y = r + γ mean_j Q'(s', a'_j), with a'_j `target_draws` draws of the policy as it stands. The oracle
     is not asked about these: what rejection would leave out counts, too, the less the more draws are valid.
     """
 
     def __init__(self, critic: ActionCritic, weights: Tensor, observation: Tensor, sizes: tuple[int, ...], config):
+        if len(sizes) * max(sizes) > MAX_INPUTS:
+            raise ValueError(
+                f"critic action codes an action as D max K numbers, here {len(sizes) * max(sizes):,}; at most "
+                f"{MAX_INPUTS:,}; critic state takes more"
+            )
         self.critic, self.weights, self.categories, self.config = critic, weights, max(sizes), config
         self.slow = copy.deepcopy(critic)
         self.slow_weights = flat_parameters(self.slow)
@@ -132,8 +143,7 @@ class ActionValues:
         with torch.no_grad():
             action = policy.sample(policy.features(batch.next_observation), config.target_draws, generator).action
             following = self.of(self.slow, batch.next_observation, action).mean(-1)
-            reward = batch.reward + config.reward_shift
-            target = reward + config.gamma * torch.where(batch.terminated, 0.0, following)
+            target = batch.reward + config.gamma * torch.where(batch.terminated, 0.0, following)
         return (target - self.of(self.critic, batch.observation, batch.action.unsqueeze(1)).squeeze(1)).square().mean()
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from test_wolpertinger import FOLLOWING, REWARD, SIZES, Table
 
 from flowrl import rejection
 from flowrl.a2c import Trainer
+from flowrl.action_values import ActionValues
 from flowrl.rejection import all_actions
 from flowrl.study.config import ConfigError, make_config
 
@@ -34,7 +35,8 @@ def values(one: Trainer) -> torch.Tensor:
 
 
 def test_the_loss_is_its_equation():
-    """mean (r + γ mean_j Q'(s', a'_j) [not terminated] − Q(s, a))², transition by transition, with the draws made."""
+    """mean (r + γ mean_j Q'(s', a'_j) [not terminated] − Q(s, a))², transition by transition, with the draws made; the
+    shift of rewards is in r."""
     one = table(reward_shift=0.25)
     for _ in range(3):
         one.step()
@@ -54,9 +56,10 @@ def test_the_loss_is_its_equation():
             return critic(state[None], code[None, None]).item()
 
         following = sum(by(q.slow, batch.next_observation[n], a) for a in draws[n]) / 4
-        target = float(batch.reward[n]) + 0.25 + 0.5 * (0.0 if batch.terminated[n] else following)
+        target = float(batch.reward[n]) + 0.5 * (0.0 if batch.terminated[n] else following)
         errors.append((target - by(q.critic, batch.observation[n], batch.action[n])) ** 2)
     assert 0 < int(batch.terminated.sum()) < 64
+    assert {round(reward, 4) for reward in batch.reward.tolist()} <= {0.25, 0.85, 1.25}
     assert q.loss(one.policy, torch.Generator().manual_seed(7)).item() == pytest.approx(sum(errors) / 64, rel=1e-4)
 
 
@@ -113,9 +116,16 @@ def test_all_valid_draws_carry_the_gradient_of_the_expected_value():
 def test_only_the_rollouts_draws_are_asked_about():
     config = make_config("bandit", "iar-a2c-q", SMALL | {"n_steps": 2})
     one = Trainer(config, Bandit(config.n_envs))
+    seen, valid = [0], one.env.valid
+
+    def asked(observation, actions):
+        seen[0] += actions[..., 0].numel()
+        return valid(observation, actions)
+
+    one.oracle = asked
     for _ in range(5):
         one.step()
-    assert one.counts["asked"] == one.counts["draws"] >= one.counts["states"] * config.n_draws
+    assert seen[0] == one.counts["asked"] == one.counts["draws"] >= one.counts["states"] * config.n_draws
     assert one.env.violations == 0
 
 
@@ -136,7 +146,7 @@ def test_pictures_make_the_buffer_shorter(monkeypatch):
 
 def test_rewards_are_scaled_before_they_are_kept():
     """As they would be for V: what a thousand times as much pays is kept as the same."""
-    one, other = (table(normalise_reward=True) for _ in range(2))
+    one, other = (table(normalise_reward=True, reward_shift=shift) for shift in (0.5, 500))
     other.env.reward = 1000 * other.env.reward
     for _ in range(5):
         one.step()
@@ -149,9 +159,11 @@ def test_rewards_are_scaled_before_they_are_kept():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"policy": "masked", "correction": "none"}, "critic is action; policy 'masked'"),
-        ({"n_draws": 1, "correction": "none", "entropy": 0}, "at least 2"),
+        ({"policy": "masked", "correction": "none", "n_draws": 1}, "critic is action; policy 'masked'"),
+        ({"n_draws": 1, "n_correction": 1, "correction": "none", "entropy": 0}, "at least 2"),
         ({"joint_clip": True}, "joint_clip is true"),
+        ({"correction": "mean"}, "correction is mean"),
+        ({"value_scale": 0}, "value_scale is 0"),
         ({"replay_size": 47}, "at least 3 n_envs, 48"),
     ],
 )
@@ -170,3 +182,51 @@ def test_what_is_not_finite_never_reaches_the_replay_buffer():
         one.update(rollout)
     assert one.action_values.replay.reward.isfinite().all()
     assert all(torch.equal(flat, before[name]) for name, flat in one.parameters.items())
+
+
+def test_credit_is_of_the_valid_draws_alone():
+    """Against a loop, Q of weights at random: 0 on invalid draws and where one draw is valid; M of S draws used."""
+    config = make_config("bandit", "iar-a2c-q", SMALL | {"n_draws": 6, "n_correction": 3, "max_draws": 6})
+    one = Trainer(config, Bandit(config.n_envs))
+    with torch.no_grad():
+        one.action_values.weights.normal_(generator=torch.Generator().manual_seed(1))
+    decision = rejection.at_most(one.rollout().decisions[0], 3)
+    credit = one._credit(decision, decision.n_valid, None, None)
+    q = one.action_values.of_draws(decision.observation, decision)
+    several = set()
+    for b in range(config.n_envs):
+        valid = [j for j in range(credit.shape[1]) if decision.valid[b, j]]
+        several.add(len(valid))
+        mean = sum(float(q[b, j]) for j in valid) / max(1, len(valid))
+        for j in range(credit.shape[1]):
+            expected = (float(q[b, j]) - mean) / (len(valid) - 1) if j in valid and len(valid) > 1 else 0.0
+            assert float(credit[b, j]) == pytest.approx(expected, abs=1e-5)
+    assert 3 in several and min(several) < 3 and q.std() > 0
+
+
+def test_new_episodes_overwrite_nothing():
+    """Where episodes are cut off from outside, the last transition keeps the observation that it led to."""
+    one = table()
+    for _ in range(4):
+        one.action_values.add(one.rollout())
+    replay = one.action_values.replay
+    before = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(5000, torch.Generator()), strict=True)}
+    replay.restart()
+    one.observation = one.env.reset()
+    one.action_values.add(one.rollout())
+    after = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(9000, torch.Generator()), strict=True)}
+    assert before <= after
+
+
+def test_nothing_is_learnt_while_nothing_can_be_executed():
+    one = table(n_envs=1, replay_size=100)
+    rollout = one.rollout()
+    rollout.decisions[0] = rollout.decisions[0]._replace(action=torch.full((1, 2), -1))
+    assert float(one._learn_action_values(one.action_values, rollout)) == 0
+
+
+def test_an_action_that_is_coded_too_long_is_refused():
+    with pytest.raises(ValueError, match="here 20,001; at most 20,000"):
+        ActionValues(
+            torch.nn.Linear(1, 1), torch.zeros(1), torch.zeros(2, 3), (20_001,), make_config("table", "iar-a2c-q")
+        )

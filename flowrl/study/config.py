@@ -81,9 +81,9 @@ class TrainConfig:
     reward_shift: float = 0.0  # added to every reward in training; evaluation is unshifted
     normalise_reward: bool = False  # divide rewards by the running standard deviation of discounted returns
     value_scale: float = 20.0  # the critic's output is multiplied by it
-    value_coef: float = 0.5  # weight of the squared value error
+    value_coef: float = 0.5  # weight of the squared value error, critic state only
 
-    critic: Literal["state", "action"] = "state"  # V(s), and one return a state; or Q(s, a) from replay, of all draws
+    critic: Literal["state", "action"] = "state"  # V(s) and one return; or Q(s, a), Adam's, of all draws
 
     # replay, for Q(s, a)
     replay_size: int = 100_000  # slots of the replay buffer; the whole of it goes into checkpoints
@@ -153,6 +153,12 @@ class TrainConfig:
             raise ConfigError(
                 "critic action weighs draws against each other: n_draws and n_correction must be at least 2"
             )
+        if self.correction != "leave_one_out":
+            raise ConfigError(
+                f"correction is {self.correction}; critic action needs two valid draws: leave_one_out only"
+            )
+        if self.value_scale <= 0:
+            raise ConfigError(f"value_scale is {self.value_scale}; critic action divides by it: it must be positive")
         if self.joint_clip:
             raise ConfigError("joint_clip is true; critic action learns apart, from replay: false only")
         if self.replay_size < 3 * self.n_envs:
