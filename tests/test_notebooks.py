@@ -191,7 +191,7 @@ def test_claims_of_06_bite(fault, fake_records):
     path = ROOT / "notebooks/06_constrained.ipynb"
     for name in drawn_by(path):
         root = fake_records(
-            name, **({fault: FAULTS[fault]} if fault and name in ("figA2b", "profile", "figB_gumbel") else {})
+            name, **({fault: FAULTS[fault]} if fault and name in ("figA2b", "profile", "figB_gumbel", "figB_q") else {})
         )
     cells, names = names_of(path, root)
     with pytest.raises(AssertionError) if fault else contextlib.nullcontext():
