@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import rejection
-from .action_values import ActionValues
+from .action_values import ActionCritic, ActionValues
 from .encoders import make_encoder
 from .envs.batched import Batched, Oracle
 from .gumbel import GumbelFlowPolicy
@@ -170,7 +170,7 @@ class Trainer:
         self.memory: list[Tensor] = []
         self.observation = env.reset()
         self.action_values = None
-        if config.critic == "action":
+        if isinstance(self.critic, ActionCritic):
             flat = self.parameters["critic"]
             self.optimisers["critic"] = torch.optim.Adam([flat], lr=config.critic_lr)
             self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config)
