@@ -204,20 +204,6 @@ def test_credit_is_of_the_valid_draws_alone():
     assert 3 in several and min(several) < 3 and q.std() > 0
 
 
-def test_new_episodes_overwrite_nothing():
-    """Where episodes are cut off from outside, the last transition keeps the observation that it led to."""
-    one = table()
-    for _ in range(4):
-        one.action_values.add(one.rollout())
-    replay = one.action_values.replay
-    before = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(5000, torch.Generator()), strict=True)}
-    replay.restart()
-    one.observation = one.env.reset()
-    one.action_values.add(one.rollout())
-    after = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(9000, torch.Generator()), strict=True)}
-    assert before <= after
-
-
 def test_nothing_is_learnt_while_nothing_can_be_executed():
     one = table(n_envs=1, replay_size=100)
     rollout = one.rollout()

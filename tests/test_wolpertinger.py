@@ -1,5 +1,5 @@
-"""flowrl.wolpertinger: nearest actions against brute force, the replay buffer against what was put in, the update
-against its equation written out, learning against value iteration, repeatability, checkpoints, records.
+"""flowrl.wolpertinger: nearest actions against brute force, the update against its equation written out, learning
+against value iteration, repeatability, checkpoints, records.
 """
 
 import io
@@ -18,7 +18,7 @@ from flowrl.policies import to_digits, to_flat
 from flowrl.rejection import all_actions
 from flowrl.study import records, runs
 from flowrl.study.config import ConfigError, make_config
-from flowrl.wolpertinger import Replay, WolpertingerTrainer, n_neighbours, nearest
+from flowrl.wolpertinger import WolpertingerTrainer, n_neighbours, nearest
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -142,65 +142,6 @@ def test_k_must_be_in_range(k):
 @pytest.mark.parametrize("sizes, k", [((9, 9, 9), 72), ((10, 10, 10), 100), ((3,) * 10, 100), ((2,), 1), ((1,), 1)])
 def test_a_tenth_of_the_actions_are_neighbours(sizes, k):
     assert n_neighbours(sizes, 0.1, 100) == k
-
-
-# --------------------------------------------------------------------------------------------------- replay buffer
-
-
-@pytest.mark.parametrize("steps", [5, 13, 100])
-@pytest.mark.parametrize("ends", ["terminated", "truncated"])
-def test_replay_returns_what_was_put_in(ends, steps):
-    """Observations name environment, episode and time; episodes of environment b last b + 1 steps (one, too).
-
-    What can be drawn is, in each environment, the latest transitions without a gap, as many as there is room for.
-    """
-    n_envs, slots = 4, 12
-    env = torch.arange(n_envs)
-    episode, time = torch.zeros(2, n_envs, dtype=torch.int64)
-
-    def observe():
-        return torch.stack((env, episode, time), 1).to(torch.uint8)
-
-    replay, history = Replay(slots * n_envs + 3, observe(), 2), []
-    for t in range(steps):
-        before, action = observe(), torch.stack((env, torch.full_like(env, t)), 1)
-        time = time + 1
-        final, ended = observe(), time == env + 1
-        episode, time = episode + ended, torch.where(ended, 0, time)
-        how = (ended, ~ended & ended) if ends == "terminated" else (~ended & ended, ended)
-        replay.add(before, action, Step(observe(), 10.0 * env + t, *how, final))
-        history += zip(*(x.tolist() for x in (before, action, 10.0 * env + t, how[0], final)), strict=True)
-    found = replay.sample(5000, generator())
-    assert found.observation.dtype == found.next_observation.dtype == torch.uint8
-    drawn = {repr(row) for row in zip(*(x.tolist() for x in found), strict=True)}
-    assert len(drawn) == int(replay.live.sum())
-    for b in range(n_envs):
-        own = [repr(row) for row in history if row[0][0] == b]
-        mine = sum(row in drawn for row in own)
-        assert set(own[len(own) - mine :]) <= drawn
-        # a transition in slots / (1 + a final observation every b + 1 steps), but for the slot that is next
-        room = (slots - 2) * (b + 1) // (b + 2) - 1
-        assert mine == len(own) if len(own) <= room else mine >= room
-    assert len(drawn) == sum(row in drawn for row in map(repr, history))
-
-
-def test_replay_draws_uniformly():
-    """Every one of the transitions as often as any other, z-bound 4.5, where episodes end at different times."""
-    one, draws = trainer(), 40_000
-    for _ in range(20):
-        one.interact()
-    one.replay.action[..., 0] = torch.arange(one.replay.live.numel()).view_as(one.replay.live)
-    counts = one.replay.sample(draws, generator()).action[:, 0].bincount(minlength=one.replay.live.numel())
-    live = one.replay.live.flatten() > 0
-    assert int(live.sum()) == 320 and counts[~live].sum() == 0
-    p = 1 / 320
-    assert (counts[live] - draws * p).abs().max() < 4.5 * math.sqrt(draws * p * (1 - p))
-
-
-@pytest.mark.parametrize("size", [47, 2**24 + 1])
-def test_a_replay_buffer_has_bounds(size):
-    with pytest.raises(ValueError, match=rf"replay_size is {size}; allowed: 3 n_envs, 48, to"):
-        trainer(replay_size=size)
 
 
 # ------------------------------------------------------------------------------------------------ acting, learning
