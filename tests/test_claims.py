@@ -171,6 +171,9 @@ def test_what_is_missing_is_not_tested(root):
     found = claims.result(query(**MEAN, criterion={">": 0}), "", root)
     assert (found.value, found.verdict, found.scale) == ("—", "not tested", "")
     assert found.records == f"paper scale has 0 of {4 * SEEDS} records; quick scale has 11 of 12 records"
+    found = claims.result(query(**MINUS | {"runs": ["iar-a2c", "iar-a2c-released"], "criterion": {">": 0}}), "", root)
+    assert (found.value, found.verdict) == ("—", "not tested")
+    assert "quick scale has no iar-a2c-released" in found.records  # not planned there
 
 
 def test_one_seed_tells_no_spread(root):

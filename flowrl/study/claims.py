@@ -216,7 +216,9 @@ def _from_records(test: Query, environment: str, root: Path, read: Callable) -> 
     lacking = []
     for scale in ("paper", "quick"):
         planned = planned_at(test, environment, scale, root)
-        if planned and there(planned) == len(planned):
+        if absent := set(test.runs) - {run.label for run in planned.values()}:
+            lacking.append(f"{scale} scale has no {', '.join(sorted(absent))}")
+        elif there(planned) == len(planned):
             quick = planned_at(test, environment, "quick", root)
             if _seeds(planned) > 1 or _seeds(quick) < 2 or there(quick) < len(quick):
                 break
