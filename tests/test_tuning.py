@@ -18,7 +18,7 @@ SMALL = {
 
 def test_every_range_of_the_project_is_a_setting_of_its_method():
     space = tuning.read_space()
-    assert set(space["methods"]) == {"iar-a2c-gumbel", "mask", "ar-iar", "factored-iar"}
+    assert set(space["methods"]) == {"iar-a2c-gumbel", "iar-a2c-q", "mask", "ar-iar", "factored-iar"}
     assert space["trials"] >= 32 and space["environments"] == ["ERA-v2", "ERA-v3", "ERA-v4", "ERA-v5"]
 
 
