@@ -288,6 +288,33 @@ def test_what_is_imported_is_declared():
         assert {canonicalize_name(name) for name in packages_distributions()[module]} & declared, module
 
 
+LAYERS = {"method": 0, "envs": 0, "truth": 1, "study": 2, "front": 3}  # a layer imports from its own and lower ones
+FRONT = {"__init__", "__main__", "fit", "fitted"}
+
+
+def layer(parts):
+    """Of a module of flowrl, by its path: a folder's, or that of the files beside the folders."""
+    return LAYERS[parts[0] if parts[0] in LAYERS else "front" if parts[0] in FRONT else "method"]
+
+
+def test_imports_go_one_way():
+    """Method and environments know no truth, truth no study, and the method no environment but their interface."""
+    edges = 0
+    for path in (ROOT / "flowrl").rglob("*.py"):
+        inside = path.relative_to(ROOT / "flowrl").with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.level:
+                continue
+            base = [*inside[: len(inside) - node.level], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for found in [base] if base else [[alias.name] for alias in node.names]:
+                edges += 1
+                assert layer(found) <= layer(inside), (inside, found)
+                if found[0] == "envs" and len(inside) == 1 and inside[0] not in FRONT:
+                    assert found == ["envs", "batched"], (inside, found)
+    assert edges > 100
+
+
 def test_make_targets():
     assert "-m snakemake --cores 4 --config scale=smoke" in re.sub(
         " +", " ", call("make", "-n", "figures", "SCALE=smoke")[1]

@@ -423,7 +423,7 @@ def bridge(experiment: str, runs: list[Record], authors: pd.DataFrame, published
         span = known["optimal"] - known["uniform_valid"]
         limits = (known["uniform_valid"] - 0.35 * span, known["optimal"] + 0.2 * span)
         grid[0, 0].set(ylabel="return of an episode", ylim=limits)
-        grid[1, 0].set(ylabel="ELBO of log π(a|s), nats", ylim=(-20, 1))
+        grid[1, 0].set(ylabel="ELBO of log π(a|s), nats,\nabove −20", ylim=(-20, 1))
         grid[2, 0].set(ylabel="share of draws\nthat are valid", ylim=(0, 1.03))
         for axes in grid.T:
             axes[2].set(
