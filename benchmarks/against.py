@@ -5,6 +5,7 @@ its own from the same seed, one thread, both on one core, in turn, a short round
 rounds are in CPU seconds, which other processes on the machine change little, and the ratio of each round to the
 other tree's of the same round is what is reported: median and quartiles. `--skip` updates come first, untimed: the cost
 of an update changes while the policy narrows. `--old-method` names the other tree's method where it is another one.
+`--record` keeps the figures as a row of data/benchmarks/against.csv, in place of one that was measured alike.
 """
 
 import argparse
@@ -15,6 +16,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pandas as pd
+
+TABLE = Path(__file__).resolve().parents[1] / "data/benchmarks/against.csv"
 
 
 def serve(method: str, env: str, skip: int) -> None:
@@ -61,6 +66,18 @@ def race(
     return found
 
 
+def commit_of(tree: str | Path) -> str:
+    """The commit that a folder's files are of, in seven digits."""
+    return subprocess.check_output(["git", "-C", str(tree), "rev-parse", "--short=7", "HEAD"], text=True).strip()
+
+
+def record(row: dict, table: Path = TABLE) -> None:
+    """Write a row, in place of one whose first five columns are the same."""
+    kept = pd.read_csv(table, dtype=str).to_dict("records") if table.exists() else []
+    rows = {tuple(map(str, list(each.values())[:5])): each for each in [*kept, row]}
+    pd.DataFrame(list(rows.values())).sort_values(list(row)[:5], key=lambda c: c.astype(str)).to_csv(table, index=False)
+
+
 def one_core() -> None:
     """Keep this process and those it starts on one core."""
     if hasattr(os, "sched_setaffinity"):  # not on macOS
@@ -76,6 +93,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=20, help="updates before the first round (default 20)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=2, help="CPU seconds of a round (default 2)")
+    parser.add_argument("--record", action="store_true", help="keep the figures in data/benchmarks/against.csv")
     args = parser.parse_args()
     one_core()
     trees = [(args.old, args.old_method or args.method), (str(Path(__file__).resolve().parents[1]), args.method)]
@@ -84,6 +102,12 @@ def main() -> None:
     low, middle, high = statistics.quantiles([b / a for a, b in zip(old, new, strict=True)])
     print(f"{args.method} on {args.env} after {args.skip} updates: {statistics.median(old):.0f} → "
           f"{statistics.median(new):.0f} steps a CPU second, {middle:.2f} times ({low:.2f} to {high:.2f})")  # fmt: skip
+    if args.record:
+        named = {"method": args.method, "old_method": trees[0][1], "env": args.env, "skip": args.skip}
+        named |= {"old": commit_of(args.old), "commit": commit_of(trees[1][0])}
+        measured = {"old_steps_per_cpu_s": statistics.median(old), "steps_per_cpu_s": statistics.median(new)}
+        measured |= {"ratio": middle, "low": low, "high": high}
+        record(named | {name: f"{value:.4g}" for name, value in measured.items()})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import audit, cost, gpu, history, phases, soak, strangers
+from benchmarks import against, audit, cost, gpu, history, phases, soak, strangers
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -221,6 +221,15 @@ def test_what_a_soak_finds_wrong():
     ):
         [fault] = soak.faults(pd.DataFrame(quiet | {column: values}))
         assert fault.startswith(said)
+
+
+def test_a_comparison_with_another_tree_is_kept_once(tmp_path):
+    row = {"method": "mask", "old_method": "mask", "env": "ERA-v4", "skip": 20, "old": "0123456", "ratio": "1.5"}
+    for ratio, skip in (("1.5", 20), ("3", 1500), ("1.6", 20)):
+        against.record(row | {"skip": skip, "ratio": ratio}, tmp_path / "against.csv")
+    kept = pd.read_csv(tmp_path / "against.csv", dtype=str)
+    assert dict(zip(kept["skip"], kept["ratio"], strict=True)) == {"20": "1.6", "1500": "3"}
+    assert set(kept["old"]) == {"0123456"}
 
 
 def test_the_recorded_history_says_what_is_compared():
