@@ -41,7 +41,7 @@ except ConfigError as error:
 # Notebooks that compute what they draw: the modules that it depends on, and what they write.
 COMPUTED = {
     "00_quickstart": (
-        "a2c envs/draw envs/gym fit fitted study/evaluation study/sliders truth/exact",
+        "a2c returns envs/draw envs/gym fit fitted study/evaluation study/sliders truth/exact",
         "quickstart_city.pdf quickstart_city.png quickstart_own.pdf quickstart_own.png",
     ),
     "01_flow_policy": ("flows policies study/sliders truth/gradients", "fig2.pdf fig2.png"),
@@ -71,7 +71,7 @@ COMPUTED = {
     ),
     "09_ablations": ("", "tabA1.csv"),
     "10_appendix": (
-        "a2c envs/gym fit fitted policies study/measured",
+        "a2c returns envs/gym fit fitted policies study/measured",
         "figD.pdf figD.png figD_era.pdf figD_era.png tabA2.csv",
     ),
     "11_released": ("optimisers study/measured", "figB_rmsprop.pdf figB_rmsprop.png"),
@@ -80,7 +80,7 @@ COMPUTED = {
         "figB_ellipse.pdf figB_ellipse.png figB_mixing.pdf figB_mixing.png",
     ),
     "13_iar_a2c_from_scratch": (
-        "a2c envs/era fit fitted policies rejection study/diagrams truth/exact",
+        "a2c returns envs/era fit fitted policies rejection study/diagrams truth/exact",
         "idea.pdf idea.png scratch.pdf scratch.png",
     ),
     "14_gumbel_flow": (

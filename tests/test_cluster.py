@@ -25,7 +25,7 @@ from flowrl.study.records import ROOT
 pytestmark = pytest.mark.cluster
 
 TARGETS = [
-    "build/smoke/notebooks/07_partial.ipynb",  # 14 trainings and a notebook
+    "build/smoke/notebooks/07_partial.ipynb",  # 17 trainings and a notebook
     "data/runs/smoke/Pistonball-v1-cstr/wol-ddpg/seed0.json",
 ]
 PARTITION = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["default-resources"]["slurm_partition"]
