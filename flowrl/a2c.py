@@ -218,8 +218,8 @@ class Trainer:
         if not values.replay.live.any():  # nothing could be executed so far
             return reward.new_zeros(())
         losses = []
-        for batch, target in values.batches(self.policy, self.generator):
-            loss = values.loss(batch, target)
+        for _ in range(self.config.gradient_steps):
+            loss = values.loss(self.policy, self.generator)
             self.sums[2] += self._descend_on(loss / self.config.value_scale**2, "critic") / self.config.gradient_steps
             values.follow()
             losses.append(loss.detach())

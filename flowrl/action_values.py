@@ -76,19 +76,13 @@ class ActionValues:
                 name: getattr(rollout, name)[t] for name in ("reward", "terminated", "truncated", "final_observation")
             }))  # fmt: skip
 
-    @torch.no_grad()
-    def batches(self, policy, generator: torch.Generator) -> list[tuple[Transitions, Tensor]]:
-        """`gradient_steps` times `replay_batch` transitions and their y (n,), of the policy and Q' as they stand."""
-        config = self.config
-        batch = self.replay.sample(config.gradient_steps * config.replay_batch, generator)
-        action = policy.sample(policy.features(batch.next_observation), config.target_draws, generator).action
-        following = self.of(self.slow, batch.next_observation, action).mean(-1)
-        target = batch.reward + config.gamma * torch.where(batch.terminated, 0.0, following)
-        parts = zip(*(column.split(config.replay_batch) for column in (*batch, target)), strict=True)
-        return [(Transitions(*part), y) for *part, y in parts]
-
-    def loss(self, batch: Transitions, target: Tensor) -> Tensor:
-        """The mean squared error of Q on n transitions."""
+    def loss(self, policy, generator: torch.Generator) -> Tensor:
+        """The mean squared error of Q on `replay_batch` transitions."""
+        config, batch = self.config, self.replay.sample(self.config.replay_batch, generator)
+        with torch.no_grad():
+            action = policy.sample(policy.features(batch.next_observation), config.target_draws, generator).action
+            following = self.of(self.slow, batch.next_observation, action).mean(-1)
+            target = batch.reward + config.gamma * torch.where(batch.terminated, 0.0, following)
         return (target - self.of(self.critic, batch.observation, batch.action.unsqueeze(1)).squeeze(1)).square().mean()
 
     @torch.no_grad()
