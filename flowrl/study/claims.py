@@ -201,6 +201,11 @@ def _runs(experiment: str, scale: str) -> list[Run]:
     return runs(EXPERIMENTS, experiment, scale)
 
 
+def _absent(test: Query, planned: dict[Path, Run]) -> set[str]:
+    """The labels of a test that are not among these runs."""
+    return set(test.runs) - {run.label for run in planned.values()}
+
+
 def _seeds(planned: dict[Path, Run]) -> int:
     """How many seeds each method has, at least."""
     return min(Counter((run.label, run.config.env) for run in planned.values()).values(), default=0)
@@ -214,17 +219,13 @@ def there(paths) -> int:
 def _from_records(test: Query, environment: str, root: Path, read: Callable) -> Sample | Missing:
     """What a test asks for, from the largest scale whose records are all there; not from one seed where more are."""
     lacking = []
-
-    def covered(planned: dict[Path, Run]) -> bool:
-        return set(test.runs) <= {run.label for run in planned.values()}
-
     for scale in ("paper", "quick"):
         planned = planned_at(test, environment, scale, root)
-        if absent := set(test.runs) - {run.label for run in planned.values()}:
+        if absent := _absent(test, planned):
             lacking.append(f"{scale} scale has no {', '.join(sorted(absent))}")
         elif there(planned) == len(planned):
             quick = planned_at(test, environment, "quick", root)
-            if _seeds(planned) > 1 or _seeds(quick) < 2 or there(quick) < len(quick) or not covered(quick):
+            if _seeds(planned) > 1 or _seeds(quick) < 2 or there(quick) < len(quick) or _absent(test, quick):
                 break
             lacking.append(f"{scale} scale has one seed of some")
         else:
