@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import rejection
 from .encoders import make_encoder
 from .optimisers import flat_parameters
-from .replay import Replay, Transitions
+from .replay import Replay
 
 ROOM = (
     2**29
