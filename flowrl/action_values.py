@@ -16,9 +16,8 @@ from .encoders import make_encoder
 from .optimisers import flat_parameters
 from .replay import Replay
 
-ROOM = (
-    2**29
-)  # bytes of observations in the replay buffer, for `ActionValues`, where three slots an environment take less
+# bytes of observations in the replay buffer, for `ActionValues`, where three slots an environment take less
+ROOM = 2**29
 MAX_INPUTS = 20_000  # D max K, by which an action is coded
 
 
