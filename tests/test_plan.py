@@ -148,7 +148,7 @@ def test_what_is_on_the_authors_cities_is_drawn_from_the_records_that_are_there(
 
 
 def test_experiments_in_one_figure_are_drawn_at_one_scale(tmp_path):
-    names = ["printed_8b", "printed_A1", "printed_B2", "printed_B4"]
+    names = ["printed_8b", "printed_A1", "printed_B2", "printed_B4", "printed_B4_reward"]
     for name in names:
         recorded(EXPERIMENTS, tmp_path, "quick", name=name)
     for done in range(len(names)):
