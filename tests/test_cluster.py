@@ -20,12 +20,14 @@ import pytest
 import yaml
 from problems import project_without_records
 
+from flowrl.study import plan
 from flowrl.study.records import ROOT
 
 pytestmark = pytest.mark.cluster
 
+NOTEBOOK = "07_partial"
 TARGETS = [
-    "build/smoke/notebooks/07_partial.ipynb",  # 17 trainings and a notebook
+    f"build/smoke/notebooks/{NOTEBOOK}.ipynb",  # and the trainings that it draws
     "data/runs/smoke/Pistonball-v1-cstr/wol-ddpg/seed0.json",
 ]
 PARTITION = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["default-resources"]["slurm_partition"]
@@ -147,6 +149,14 @@ def curves(folder) -> dict[str, pd.DataFrame]:
     }
 
 
+def planned() -> set[str]:
+    """The curves of the notebook's trainings and Pistonball's, as experiments.yaml lists them."""
+    path = ROOT / "experiments.yaml"
+    drawn = [name for name, facts in plan.experiments(path).items() if facts["notebook"] == NOTEBOOK]
+    runs = [run.path(Path(), "smoke") for name in drawn for run in plan.runs(path, name, "smoke")]
+    return {f"{Path(*run.parts[1:])}.csv" for run in runs} | {"Pistonball-v1-cstr/wol-ddpg/seed0.csv"}
+
+
 def test_what_is_made_through_slurm_is_that_of_a_local_run(tmp_path, slurm):
     """A job is killed and the controller is, too, on the way."""
     local, remote = (project_without_records(tmp_path / name) for name in ("local", "remote"))
@@ -169,7 +179,7 @@ def test_what_is_made_through_slurm_is_that_of_a_local_run(tmp_path, slurm):
     said = alone.communicate()[0]
     assert alone.returncode == 0, said
     expected, found = curves(local), curves(remote)
-    assert len(expected) == 15 and expected.keys() == found.keys()
+    assert expected.keys() == found.keys() == planned()
     for name, curve in expected.items():
         pd.testing.assert_frame_equal(found[name], curve, check_exact=True)
     names = ("fig6", "figA3", "figB_joint", "figB_line")
