@@ -40,7 +40,7 @@ OUT = ROOT / "data" / "benchmarks"
 CITIES = [f"ERA-v{k}" for k in (1, 2, 3, 4, 5)]
 METHODS = ("iar-a2c", "iar-a2c-paper", "iar-a2c-released", "mask", "ar-iar", "factored-iar", "wol-ddpg")
 DRAWING = ("iar-a2c", "ar-iar", "factored-iar")
-ONE_AT_A_TIME = (*DRAWING, "mask")
+ONE_AT_A_TIME = (*DRAWING, "iar-a2c-paper", "iar-a2c-released", "mask")
 SCALING = ("iar-a2c-gumbel", *DRAWING, "mask")
 SIZES = [(2, 10), (3, 10), (5, 10), (8, 10), (12, 10), (20, 10), (30, 10)]  # (D, K): |A| = 10² … 10³⁰
 EQUAL = [(2, 60)]  # D K = 120 as of (12, 10): |A| = 3,600 where that has 10¹²
