@@ -66,6 +66,10 @@ def _matrix(value: Any, rows: int, columns: int) -> bool:
     return isinstance(value, list) and len(value) == rows and all(_row(row, columns) for row in value)
 
 
+def _payoffs(value: Any, data: dict) -> bool:
+    return _matrix(value, data["num_tgt"], 4) and bool((np.abs(np.array(value, dtype=float)) <= 1e9).all())
+
+
 def _adjacency(value: Any, data: dict) -> bool:
     if not _matrix(value, data["num_tgt"], data["num_tgt"]):
         return False
@@ -105,8 +109,8 @@ def _plans(value: Any, data: dict) -> bool:
 # key → (the rule in words, its check); a rule may rely on those above it
 RULES: dict[str, tuple[str, Callable[[Any, dict], bool]]] = {
     "num_tgt": ("an integer ≥ 2", lambda v, data: _integer(v, 2)),
-    "num_rsc": ("an integer ≥ 1", lambda v, data: _integer(v, 1)),
-    "payoff_matrix": ("{K} rows of 4 finite numbers", lambda v, data: _matrix(v, data["num_tgt"], 4)),
+    "num_rsc": ("an integer from 1 to 1,000", lambda v, data: _integer(v, 1, 1001)),
+    "payoff_matrix": ("{K} rows of 4 numbers from −10⁹ to 10⁹", _payoffs),
     "adj_matrix": ("{K} rows of {K} zeros and ones, symmetric, 0 on the diagonal", _adjacency),
     "cost_matrix": (
         "{K} rows of {K} numbers, symmetric: above 0 on each edge of adj_matrix, −1 off it, 0 on the diagonal",

@@ -25,12 +25,19 @@ class CityError(ValueError):
     """A city that does not exist or breaks the schema: one line naming file, key, fault and allowed values."""
 
 
+THEIRS = (  # a city of the paper authors', and where it comes from
+    "`python -m flowrl import-city FILE.json --out CITY.json` makes the city of an instance file in the public "
+    "repository of the paper's authors, github.com/cameron-chen/flow-iar"
+)
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; raises CityError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CityError(f"{path}: cannot be read: {error.strerror}") from None
+        hint = f"; {THEIRS}" if "authors" in str(path) else ""
+        raise CityError(f"{path}: cannot be read: {error.strerror}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise CityError(f"{path}: not JSON: {error}") from None
 

@@ -7,6 +7,7 @@ fault and what is allowed.
 
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -87,11 +88,15 @@ def _criterion(name: str, entry: dict, margin: float) -> tuple[str, float] | Non
     found = entry.get("criterion", {"within": margin} if equivalent else None)
     if found is None:
         return None
-    if not (isinstance(found, dict) and len(found) == 1 and isinstance(next(iter(found.values())), int | float)):
-        raise ConfigError(f"claims.yaml: {name}: criterion is {found!r}; it must be one comparison: a number")
+    if not (isinstance(found, dict) and len(found) == 1 and _finite(next(iter(found.values())))):
+        raise ConfigError(f"claims.yaml: {name}: criterion is {found!r}; it must be one comparison: a finite number")
     ((comparison, bound),) = found.items()
     choose(f"criterion in claims.yaml: {name}:", comparison, ("within",) if equivalent else COMPARISONS)
     return comparison, float(bound)
+
+
+def _finite(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_experiments(test: Query, where: str) -> None:
@@ -122,6 +127,8 @@ def load(path: Path = CLAIMS) -> dict:
     for name, claim in data["claims"].items():
         _has_keys(name, claim, ("where", "says", "tests", "notebook"), ("found", "note"))
         _notebook(name, claim["notebook"])
+        if not claim["tests"]:
+            raise ConfigError(f"claims.yaml: {name}: tests is empty; it must have at least one")
         tests = claim["tests"].items()
         claim["tests"] = {key: _test(f"{name}.{key}", entry, data["margin"]) for key, entry in tests}
     data["numbers"] = {key: _test(f"numbers.{key}", entry, data["margin"]) for key, entry in data["numbers"].items()}

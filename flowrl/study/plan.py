@@ -8,6 +8,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..envs.city import THEIRS
 from .config import TrainConfig, choose, make_config
 from .forms import ConfigError, check, read_yaml
 
@@ -179,6 +180,5 @@ def missing_city(run: Run) -> ConfigError:
     """What to do about a run whose city, and whose record, is not there."""
     return ConfigError(
         f"{run.label} has no record on {Path(run.config.env).stem}, and its city {run.config.env} is not there: name "
-        "its folder (snakemake --config authors=DIR, queue --authors DIR); `python -m flowrl import-city` makes the "
-        "city of the instance file in the public repository of the paper's authors"
+        f"its folder (snakemake --config authors=DIR, queue --authors DIR); {THEIRS}"
     )
