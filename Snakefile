@@ -76,7 +76,7 @@ COMPUTED = {
     ),
     "11_released": ("optimisers study/measured", "figB_rmsprop.pdf figB_rmsprop.png"),
     "12_rare": (
-        "chains policies rejection study/measured truth/chains truth/search",
+        "beyond/chains policies rejection study/measured truth/chains truth/search",
         "figB_ellipse.pdf figB_ellipse.png figB_mixing.pdf figB_mixing.png",
     ),
     "13_iar_a2c_from_scratch": (
@@ -84,7 +84,7 @@ COMPUTED = {
         "idea.pdf idea.png scratch.pdf scratch.png",
     ),
     "14_gumbel_flow": (
-        "gumbel policies rejection study/diagrams study/sliders truth/gradients truth/gumbel",
+        "beyond/gumbel policies rejection study/diagrams study/sliders truth/gradients truth/gumbel",
         "figB_pathwise.pdf figB_pathwise.png",
     ),
 }

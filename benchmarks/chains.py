@@ -13,8 +13,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from flowrl import chains, rejection
+from flowrl import rejection
 from flowrl.a2c import Trainer, seeded
+from flowrl.beyond import chains
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.policies import to_flat

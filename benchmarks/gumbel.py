@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl import rejection
-from flowrl.gumbel import GumbelFlowPolicy
+from flowrl.beyond.gumbel import GumbelFlowPolicy
 from flowrl.policies import Sample, to_digits, to_flat
 from flowrl.truth.gumbel import copies, latent_spreads, one_state, pathwise_spread, slopes, spread
 

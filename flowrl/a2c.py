@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from . import rejection
-from .action_values import ActionCritic, ActionValues
+from .beyond.action_values import ActionValues
+from .beyond.gumbel import GumbelFlowPolicy
 from .encoders import make_encoder
 from .envs.batched import Batched, Oracle
-from .gumbel import GumbelFlowPolicy
 from .optimisers import OPTIMISERS, flat_parameters
 from .policies import (
     AutoregressivePolicy,
@@ -28,7 +28,7 @@ from .policies import (
     check_size,
     packed,
 )
-from .returns import Critic, RewardScale, n_step_returns
+from .returns import ActionCritic, Critic, RewardScale, n_step_returns
 
 POLICIES = {
     "flow": FlowPolicy, "gumbel": GumbelFlowPolicy, "masked": MaskedPolicy, "categorical": CategoricalPolicy,

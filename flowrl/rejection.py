@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import chains
+from .beyond import chains
 from .policies import Sample, to_digits
 
 NOTHING = -1  # all entries of the action where nothing is valid, if the environment knows what becomes of such a state

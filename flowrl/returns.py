@@ -1,4 +1,4 @@
-"""What the executed actions returned: V(s), n-step returns, the scale of rewards (paper, section 2, B.4)."""
+"""What actions return: the critics V(s) and Q(s, a), n-step returns, the scale of rewards (paper, section 2, B.4)."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,25 @@ class Critic(torch.nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         return self.scale * self.value(self.encoder(observation)).squeeze(-1)
+
+
+class ActionCritic(torch.nn.Module):
+    """Q(s, a): states (B, …), n actions each as numbers (B, n, n_inputs) → (B, n), in units of return."""
+
+    def __init__(self, env, config, n_inputs: int, width: int):
+        super().__init__()
+        self.encoder = make_encoder(env, config.hidden)
+        self.state = torch.nn.Linear(config.hidden, width)
+        self.action = torch.nn.Linear(n_inputs, width, bias=False)
+        self.joint = torch.nn.Linear(width, width)
+        self.value = torch.nn.Linear(width, 1)
+        torch.nn.init.zeros_(self.value.weight)
+        torch.nn.init.zeros_(self.value.bias)
+        self.scale = config.value_scale
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        hidden = (self.state(self.encoder(observation)).unsqueeze(1) + self.action(action)).relu()
+        return self.scale * self.value(self.joint(hidden).relu()).squeeze(-1)
 
 
 def n_step_returns(reward: Tensor, terminated: Tensor, truncated: Tensor, next_value: Tensor, gamma: float) -> Tensor:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .a2c import COUNTS, MEANS, Trainer, seeded
-from .action_values import ActionCritic
 from .encoders import make_encoder
 from .optimisers import flat_parameters
 from .policies import check_size, to_digits
 from .replay import Replay, Transitions
+from .returns import ActionCritic
 
 # ------------------------------------------------------------------------------------- actions as points in space
 

@@ -1,5 +1,5 @@
-"""flowrl.action_values: Q's step against its equation written out, Q against the solved process, the gradient through
-all valid draws against enumeration, oracle calls, bad settings.
+"""flowrl.beyond.action_values: Q's step against its equation written out, Q against the solved process, the gradient
+through all valid draws against enumeration, oracle calls, bad settings.
 """
 
 import math
@@ -12,7 +12,7 @@ from test_wolpertinger import FOLLOWING, REWARD, SIZES, Table
 
 from flowrl import rejection
 from flowrl.a2c import Trainer
-from flowrl.action_values import ActionValues
+from flowrl.beyond.action_values import ActionValues
 from flowrl.rejection import all_actions
 from flowrl.study.config import ConfigError, make_config
 
@@ -140,7 +140,7 @@ def test_states_where_nothing_may_be_executed_are_never_drawn():
 def test_pictures_make_the_buffer_shorter(monkeypatch):
     """No more observations than there is room for, and never less than a buffer needs."""
     for room, slots in ((10**9, 250), (16 * 100 * 12, 100), (1, 3)):  # an observation is 3 numbers of 4 bytes
-        monkeypatch.setattr("flowrl.action_values.ROOM", room)
+        monkeypatch.setattr("flowrl.beyond.action_values.ROOM", room)
         assert table().action_values.replay.live.shape == (slots, 16)
 
 

@@ -1,5 +1,5 @@
-"""flowrl.chains: the law of what chains hold against the enumerated π', from valid draws and from planted actions; the
-policy gradient through them against its exact expectation; never an invalid action; what is counted and refused.
+"""flowrl.beyond.chains: the law of what chains hold against the enumerated π', from valid draws and planted actions;
+the policy gradient through them against its exact expectation; never an invalid action; what is counted and refused.
 """
 
 import math
@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import flowrl
-from flowrl import chains
+from flowrl.beyond import chains
+from flowrl.beyond.gumbel import GumbelFlowPolicy
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
-from flowrl.gumbel import GumbelFlowPolicy
 from flowrl.policies import FactoredPolicy, FlowPolicy, Sample, to_digits, to_flat
 from flowrl.rejection import (
     NoValidActionError,

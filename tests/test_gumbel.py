@@ -1,5 +1,5 @@
-"""flowrl.gumbel: probabilities and gradients against quadrature of the latent density and against enumeration; what
-must hold for any sizes and blocks by hypothesis (derandomised: the same examples every time).
+"""flowrl.beyond.gumbel: probabilities and gradients against quadrature of the latent density and against enumeration;
+what must hold for any sizes and blocks by hypothesis (derandomised: the same examples every time).
 """
 
 import itertools
@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from flowrl import rejection
-from flowrl.gumbel import GumbelFlow, GumbelFlowPolicy, gumbel, truncated_gumbel
+from flowrl.beyond.gumbel import GumbelFlow, GumbelFlowPolicy, gumbel, truncated_gumbel
 from flowrl.policies import FactoredPolicy, Sample, to_flat
 from flowrl.study.config import make_config
 from flowrl.truth.gradients import gradient

@@ -14,7 +14,7 @@ from torch.autograd.functional import jacobian
 from torch.distributions import Normal
 
 from flowrl import rejection
-from flowrl.gumbel import GumbelFlowPolicy
+from flowrl.beyond.gumbel import GumbelFlowPolicy
 from flowrl.policies import (
     AutoregressivePolicy,
     CategoricalPolicy,

@@ -157,7 +157,7 @@ def environments(experiment: str, runs: list[Record]) -> Figure:
         ends = [environment(ax, group, shown) for ax, group in zip(axes, groups.values(), strict=True)]
         _steps(axes)
         fig.supylabel(SCORE, fontsize=8.5)
-        note = " In brackets: returns." + _exact(experiment, runs)
+        note = " In brackets: returns. Names stand at the mean of the markers." + _exact(experiment, runs)
         _words(fig, experiment, runs, curves_drawn(runs) + FINAL, note)
         fig.draw_without_rendering()  # places the axes
         for ax, its in zip(axes, ends, strict=True):

@@ -1,4 +1,4 @@
-"""Ground truth for `flowrl.chains`: a factored policy's chains as matrices over the valid actions, nothing drawn.
+"""Ground truth for `flowrl.beyond.chains`: a factored policy's chains as matrices over valid actions, nothing drawn.
 
 The noise of one dimension of a factored policy tells nothing of the others', so redrawing makes the *actions* a Markov
 chain: from a, redraw the dimensions in S as b_S ~ Π_{d∈S} π_d and go there if that is valid. One sweep of `Chains` is a

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..gumbel import GumbelFeatures, GumbelFlowPolicy
+from ..beyond.gumbel import GumbelFeatures, GumbelFlowPolicy
 from ..policies import packed
 from ..rejection import same_action
 

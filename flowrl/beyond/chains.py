@@ -25,8 +25,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..policies import FactoredPolicy, FlowPolicy, Sample
 from .gumbel import GumbelFeatures, GumbelFlowPolicy, gumbel, truncated_gumbel
-from .policies import FactoredPolicy, FlowPolicy, Sample
 
 LEAST_BRACKET = 1e-6  # of an ellipse's angle: float32 tells no nearer points apart
 Piece = tuple[slice | list[int], Tensor]  # dimensions, and their latents (B, C, d, K)

@@ -11,33 +11,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from . import rejection
-from .encoders import make_encoder
-from .optimisers import flat_parameters
-from .replay import Replay
+from .. import rejection
+from ..optimisers import flat_parameters
+from ..replay import Replay
+from ..returns import ActionCritic
 
 # bytes of observations in the replay buffer, for `ActionValues`, where three slots an environment take less
 ROOM = 2**29
 MAX_INPUTS = 20_000  # D max K, by which an action is coded
-
-
-class ActionCritic(nn.Module):
-    """Q(s, a): states (B, …), n actions each as numbers (B, n, n_inputs) → (B, n), in units of return."""
-
-    def __init__(self, env, config, n_inputs: int, width: int):
-        super().__init__()
-        self.encoder = make_encoder(env, config.hidden)
-        self.state = nn.Linear(config.hidden, width)
-        self.action = nn.Linear(n_inputs, width, bias=False)
-        self.joint = nn.Linear(width, width)
-        self.value = nn.Linear(width, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
-        self.scale = config.value_scale
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        hidden = (self.state(self.encoder(observation)).unsqueeze(1) + self.action(action)).relu()
-        return self.scale * self.value(self.joint(hidden).relu()).squeeze(-1)
 
 
 class ActionValues:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .estimators import iwae
-from .policies import Sample, existing_categories
+from ..estimators import iwae
+from ..policies import Sample, existing_categories
 
 WRITE_STD = 0.3  # of the flow's last layers to begin with: from zero, strong entropy would never let it leave
 
