@@ -35,9 +35,9 @@ def test_every_notebook_document_and_module_is_a_page(source):
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules}
     assert names == {path.stem for path in (source / "api").iterdir()} - {
         "flowrl",
-        *(f"flowrl.{package}" for package in ("envs", "study", "truth")),
+        *(f"flowrl.{package}" for package in ("beyond", "envs", "study", "truth")),
     }
-    assert all(f"api/flowrl{package}" in listed for package in ("", ".envs", ".study", ".truth"))
+    assert all(f"api/flowrl{package}" in listed for package in ("", ".beyond", ".envs", ".study", ".truth"))
 
 
 def test_cells_become_targets_and_folds_are_kept():
