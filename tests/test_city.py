@@ -363,14 +363,15 @@ UNLIKE_THEIRS = [
     ({"num_tgt": 4.5}, "num_tgt: must be an integer ≥ 2"),
     ({"num_tgt": 5}, "payoff_matrix: must be 5 rows of 4 numbers from −10⁹ to 10⁹"),
     (entry("payoff_matrix", 1, 2, "x"), "payoff_matrix: must be 4 rows of 4 numbers from −10⁹ to 10⁹"),
-    ({"num_rsc": 10**9}, "num_rsc: must be an integer from 1 to 1,000"),
+    ({"num_rsc": 1001}, "num_rsc: must be an integer from 1 to 1,000"),
     (entry("payoff_matrix", 1, 2, 1e308), "payoff_matrix: must be 4 rows of 4 numbers from"),
     (entry("payoff_matrix", 1, 2, NAN), "payoff_matrix: must be 4 rows of 4 numbers from −10⁹ to 10⁹"),
     ({"adj_matrix": [[0, 1], [1, 0]]}, "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric"),
     (entry("adj_matrix", 0, 3, 1), "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric"),
     (entry("adj_matrix", 0, 0, 1), "adj_matrix: must be 4 rows of 4 zeros and ones, symmetric, 0 on the diagonal"),
     (entry("adj_matrix", 0, 1, 2), "adj_matrix: must be 4 rows of 4 zeros and ones"),
-    (entry("cost_matrix", 0, 1, -1), "cost_matrix: must be 4 rows of 4 numbers, symmetric: above 0 on each edge"),
+    (entry("cost_matrix", 0, 1, 1e10), "cost_matrix: must be 4 rows of 4 numbers, symmetric: above 0, at most 10⁹"),
+    (entry("cost_matrix", 0, 1, -1), "cost_matrix: must be 4 rows of 4 numbers, symmetric: above 0, at most 10⁹"),
     (entry("cost_matrix", 0, 1, 0.2), "cost_matrix: must be 4 rows of 4 numbers, symmetric"),
     (entry("cost_matrix", 2, 2, 1), "cost_matrix: must be"),
     (
@@ -389,6 +390,13 @@ UNLIKE_THEIRS = [
     ({"att_param": {"dist_payoff": [], "idx_tgt": []}}, "att_param: must be"),
     ({"req_hop": 0, "req_dist": 0}, 'as a city: start: with "uniform", no valid first move where resource 0'),
 ]
+
+
+@pytest.mark.parametrize(("folder", "told"), [("authors", True), ("authors-v4", True), ("coauthors", False)])
+def test_where_the_authors_cities_come_from_is_told_where_one_is_missing(tmp_path, folder, told):
+    with pytest.raises(CityError, match="cannot be read: No such file or directory") as caught:
+        City.load(tmp_path / folder / "v4.json")
+    assert ("github.com/cameron-chen/flow-iar" in str(caught.value)) == told
 
 
 @pytest.mark.parametrize(("changes", "message"), UNLIKE_THEIRS, ids=[message[:40] for _, message in UNLIKE_THEIRS])

@@ -312,6 +312,7 @@ def test_imports_go_one_way():
     edges = 0
     for path in (ROOT / "flowrl").rglob("*.py"):
         inside = path.relative_to(ROOT / "flowrl").with_suffix("").parts
+        assert "flowrl" not in imported(path.read_text()), (inside, "an absolute import")
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.ImportFrom) or not node.level:
                 continue

@@ -8,7 +8,7 @@ import torch
 from flowrl.study.records import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
-SHOWN = re.sub(r"<!--.*?-->", "", TEXT)  # without the marks of generated numbers
+SHOWN = re.sub(r"<!--.*?-->|\]\([^)]*\)", "", TEXT)  # without the marks of generated numbers, and where links lead
 READING_ORDER = ["00", "01", "02", "03", "13", "04", "05", "06", "07", "08", "09", "10", "11", "14", "12"]
 
 

@@ -81,6 +81,8 @@ def _cost(value: Any, data: dict) -> bool:
     if not _matrix(value, data["num_tgt"], data["num_tgt"]):
         return False
     cost, adjacent = np.array(value, dtype=float), np.array(data["adj_matrix"])
+    if (cost > 1e9).any():
+        return False
     elsewhere = np.where(np.eye(len(cost)), 0, -1)
     return bool((cost == cost.T).all() and np.where(adjacent, cost > 0, cost == elsewhere).all())
 
@@ -113,7 +115,8 @@ RULES: dict[str, tuple[str, Callable[[Any, dict], bool]]] = {
     "payoff_matrix": ("{K} rows of 4 numbers from −10⁹ to 10⁹", _payoffs),
     "adj_matrix": ("{K} rows of {K} zeros and ones, symmetric, 0 on the diagonal", _adjacency),
     "cost_matrix": (
-        "{K} rows of {K} numbers, symmetric: above 0 on each edge of adj_matrix, −1 off it, 0 on the diagonal",
+        "{K} rows of {K} numbers, symmetric: above 0, at most 10⁹, on each edge of adj_matrix, −1 off it, 0 on the "
+        "diagonal",
         _cost,
     ),
     "def_constraints": ("a list of pairs [r, r'] of resources, 0 ≤ r ≠ r' < {D}", _constraints),

@@ -7,6 +7,7 @@ it: hop distances, travel costs, emergency probabilities, start allocations. `ge
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -36,7 +37,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        hint = f"; {THEIRS}" if "authors" in str(path) else ""
+        hint = f"; {THEIRS}" if any(re.match("authors(-|$)", part) for part in Path(path).parts) else ""
         raise CityError(f"{path}: cannot be read: {error.strerror}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise CityError(f"{path}: not JSON: {error}") from None
