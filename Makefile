@@ -38,7 +38,7 @@ clean:
 
 lock:
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/pip install --quiet '.[all]'
+	build/lock/bin/pip install --quiet '.[all]' 'soupsieve<3' # later ones refuse Debian 12's Python, 3.11.2
 	echo "# Every package at the version that make installs; made by make lock." > build/lock/requirements.lock
 	build/lock/bin/pip freeze --all --exclude pip --exclude flowrl-iar | sed 's/+cpu$$//' >> build/lock/requirements.lock
 	mv build/lock/requirements.lock requirements.lock

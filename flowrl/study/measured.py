@@ -96,7 +96,7 @@ def stuck(stay: np.ndarray, none_pays: np.ndarray, ends: Mapping[str, Sequence[f
             ax.vlines(values, 0, (0.12 + 0.05 * i) * top, color=look.colour, linestyle=look.dashes, linewidth=1.6)
             ax.plot(values, np.full(len(values), (0.12 + 0.05 * i) * top), look.marker, color=look.colour,
                     label=f"{look.name} ended here")  # fmt: skip
-        ax.legend(fontsize=8)
+        fig.legend(fontsize=8, loc="outside upper center", ncols=2)
         ax.set(xlabel="return of staying there", ylabel=f"allocations, of {len(stay):,} drawn")
     return fig
 
