@@ -351,7 +351,7 @@ def ablation(experiment: str, runs: list[Record], column: str, ylabel: str, log:
     return fig
 
 
-BAND = " Grey band: how far the seeds of the unchanged run spread; in a group without it, those of its first row."
+BAND = " Grey band: how far the seeds of the unchanged run spread; in a figure without it, those of its first row."
 
 
 def _usual(groups: dict[str, list[Record]]) -> list[Record]:
