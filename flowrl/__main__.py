@@ -338,7 +338,11 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that can't show ± must not cost a run
-    args = command_line().parse_args(arguments)
+    parser = command_line()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(arguments)
     command = {
         "train": _train, "queue": _queue, "tune": _tune, "optimum": _optimum, "evaluate": _evaluate,
         "generate": _generate, "city": _city, "import-city": _import_city, "list": _list, "claims": _claims,

@@ -225,6 +225,12 @@ def test_a_city_is_not_overwritten_unasked(capsys, tmp_path):
     assert run(capsys, *command, 2, "--force")[0] == 0 and city.read_text() != first
 
 
+def test_no_command_lists_them(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert all(f"\n    {command}" in said for command in ("train", "queue", "import-city", "claims"))
+
+
 def test_a_city_of_the_authors_is_imported(capsys, tmp_path):
     """Two targets, one resource, made up here: worth 1 and −1 wherever it waits, as emergencies go to and fro."""
     game, city = tmp_path / "theirs.json", tmp_path / "authors/mine.json"
