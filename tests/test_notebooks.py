@@ -87,11 +87,29 @@ def test_form(path):
                     assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in flowrl"
 
 
-def test_links_to_other_notebooks_lead_to_cells(path):
-    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
-    for name, cell in re.findall(r"\]\((\d\d_\w+\.ipynb)(?:#cell-id=([\w-]+))?\)", text):
-        known = {cell.id for cell in nbformat.read(path.parent / name, 4).cells}
-        assert not cell or cell in known, (name, cell)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
+
+
+def prose(path):
+    if path.suffix == ".md":
+        return path.read_text()
+    return "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+
+
+def anchors(path):
+    """What a link can lead to: the cells of a notebook, the headings of a page."""
+    if path.suffix == ".ipynb":
+        return {f"cell-id={cell.id}" for cell in nbformat.read(path, 4).cells}
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), (target, anchor)
 
 
 SOLVED = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "01", "02", "03", "04", "12", "13", "14")]
