@@ -7,6 +7,8 @@ import pytest
 
 from flowrl.study import tuning
 from flowrl.study.config import ConfigError
+from flowrl.study.plan import runs
+from flowrl.study.records import EXPERIMENTS, ROOT
 
 SMALL = {
     "environments": ["ERA-v1", "ERA-v2"],
@@ -64,3 +66,14 @@ def test_ranking_is_by_mean_score_over_all_environments():
     ranked = tuning.ranking(table, SMALL, "factored-iar")
     assert list(ranked.index) == [1, 0]  # trial 2 was not tried everywhere
     assert ranked.loc[0, "mean"] == pytest.approx(0.7) and ranked.loc[0, "least"] == 0.5
+
+
+def test_what_stands_beside_action_values_is_the_best_trial_of_each_search():
+    space = tuning.read_space()
+    planned = runs(EXPERIMENTS, "unseen_tuned", "paper")
+    tuned = {run.config.method: run.config for run in planned if "tuned" in run.label}
+    assert set(tuned) == {"iar-a2c-gumbel", "factored-iar", "ar-iar", "mask"}
+    for method, config in tuned.items():
+        ranked = tuning.ranking(tuning.read_table(method, ROOT / "data/tuning"), space, method)
+        best = tuning.draw_settings(space, method, int(ranked.index[0]))
+        assert {name: getattr(config, name) for name in best} == best and len(ranked) == space["trials"]
