@@ -87,7 +87,7 @@ def test_form(path):
                     assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in flowrl"
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 
 
 def prose(path):
@@ -100,7 +100,8 @@ def anchors(path):
     """What a link can lead to: the cells of a notebook, the headings of a page."""
     if path.suffix == ".ipynb":
         return {f"cell-id={cell.id}" for cell in nbformat.read(path, 4).cells}
-    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)  # "# …" in code is no heading
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
