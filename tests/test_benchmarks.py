@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import against, audit, cost, gpu, history, phases, rare, soak, strangers
+from benchmarks import values as judged_values
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -73,6 +74,19 @@ def test_what_draws_offer_is_the_return_of_going_there_and_staying():
     assert found["mean"] == pytest.approx((stay + moved).mean() / 2)
     assert found["distinct"] == np.mean([2 - np.array_equal(a, b) for a, b in zip(starts[:4], going[:4], strict=True)])
     assert np.isnan(rare.offered(city, starts, drawn, ok & False)["best"])
+
+
+def test_errors_of_values_know_what_the_gradient_is_blind_to():
+    """True values of two states; learnt ones that are shifted by the state, stretched, or wrong where it is invalid."""
+    true = torch.tensor([[1.0, 3.0, 50.0], [-4.0, 0.0, 2.0]]).double()
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    deviations = np.array([-1, 1, -10 / 3, 2 / 3, 8 / 3])
+    shifted = judged_values.errors(true + torch.tensor([[7.0], [1.0]]), true, valid)
+    assert shifted == pytest.approx({"off": 4, "error": 0, "slope": 1, "spread": deviations.std()}, abs=1e-12)
+    stretched = judged_values.errors(1.5 * true, true, valid)
+    assert (stretched["error"], stretched["slope"]) == pytest.approx((0.5, 1.5))
+    elsewhere = judged_values.errors(torch.where(valid, true, -9), true, valid)
+    assert (elsewhere["off"], elsewhere["error"]) == pytest.approx((0, 0))
 
 
 def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():
