@@ -64,7 +64,8 @@ def test_what_draws_offer_is_the_return_of_going_there_and_staying():
     city = City.load("ERA-v3")
     starts = city.starts[:5]
     going = search.go_and_stay(city, starts, np.random.default_rng(0))
-    drawn = np.stack((starts, going, going + 0), 1)
+    better = search.go_and_stay(city, starts, np.random.default_rng(0), anywhere=True)  # not within reach
+    drawn = np.stack((starts, going, better), 1)
     ok = np.array([[True, True, False]] * 4 + [[False] * 3])
     stay, moved = (
         search.expected_return(city, np.stack([starts[:4]] + [y[:4]] * city.horizon)) for y in (starts, going)
