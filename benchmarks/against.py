@@ -4,7 +4,8 @@ OLD is a folder with another version of the package (`git worktree add ../old CO
 its own from the same seed, one thread, both on one core, in turn, a short round at a time while the other is stopped;
 rounds are in CPU seconds, which other processes on the machine change little, and the ratio of each round to the
 other tree's of the same round is what is reported: median and quartiles. `--skip` updates come first, untimed: the cost
-of an update changes while the policy narrows. `--old-method` names the other tree's method where it is another one.
+of an update changes while the policy narrows. A method may be changed,
+"iar-a2c-q n_envs=256". `--old-method` names the other tree's method where it is another one.
 `--record` keeps the figures as a row of data/benchmarks/against.csv, in place of one that was measured alike.
 """
 
@@ -33,7 +34,8 @@ def serve(method: str, env: str, skip: int) -> None:
         from flowrl import config, runs
 
     runs.one_thread()
-    settings = config.make_config(env, method)
+    name, *changes = method.split()
+    settings = config.make_config(env, name, dict(change.split("=") for change in changes))
     trainer = runs.make_trainer(settings, envs.make_batched(env, settings.n_envs, "cpu", seeded(0, "env")))
     for _ in range(skip):
         trainer.step()

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import against, audit, cost, gpu, history, phases, soak, strangers
+from benchmarks import against, audit, cost, gpu, history, phases, rare, soak, strangers
+from benchmarks import values as judged_values
 from flowrl import envs
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City, generate
@@ -18,6 +19,7 @@ from flowrl.study.config import make_config
 from flowrl.study.plan import runs
 from flowrl.study.records import EXPERIMENTS, ROOT
 from flowrl.study.strangers import _cells, _until, page, seeds
+from flowrl.truth import search
 
 
 def test_one_at_a_time_judges_as_the_batched_oracle():
@@ -55,6 +57,37 @@ def test_recorded_cost_and_spread_against_the_number_of_actions():
     spread = pd.read_csv(ROOT / "data/benchmarks/spread.csv")
     assert spread["actions"].iloc[[0, -1]].tolist() == [1e2, 1e30]
     assert (spread["pathwise_1"] < 2 * spread["pathwise_64"]).all()
+
+
+def test_what_draws_offer_is_the_return_of_going_there_and_staying():
+    """Two draws in every start, staying put and the best single move, and an invalid one that would be better."""
+    city = City.load("ERA-v3")
+    starts = city.starts[:5]
+    going = search.go_and_stay(city, starts, np.random.default_rng(0))
+    better = search.go_and_stay(city, starts, np.random.default_rng(0), anywhere=True)  # not within reach
+    drawn = np.stack((starts, going, better), 1)
+    ok = np.array([[True, True, False]] * 4 + [[False] * 3])
+    stay, moved = (
+        search.expected_return(city, np.stack([starts[:4]] + [y[:4]] * city.horizon)) for y in (starts, going)
+    )
+    found = rare.offered(city, starts, drawn, ok)
+    assert found["stay"] == pytest.approx(stay.mean()) and found["best"] == pytest.approx(moved.mean())
+    assert found["mean"] == pytest.approx((stay + moved).mean() / 2)
+    assert found["distinct"] == np.mean([2 - np.array_equal(a, b) for a, b in zip(starts[:4], going[:4], strict=True)])
+    assert np.isnan(rare.offered(city, starts, drawn, ok & False)["best"])
+
+
+def test_errors_of_values_know_what_the_gradient_is_blind_to():
+    """True values of two states; learnt ones that are shifted by the state, stretched, or wrong where it is invalid."""
+    true = torch.tensor([[1.0, 3.0, 50.0], [-4.0, 0.0, 2.0]]).double()
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    deviations = np.array([-1, 1, -10 / 3, 2 / 3, 8 / 3])
+    shifted = judged_values.errors(true + torch.tensor([[7.0], [1.0]]), true, valid)
+    assert shifted == pytest.approx({"off": 4, "error": 0, "slope": 1, "spread": deviations.std()}, abs=1e-12)
+    stretched = judged_values.errors(1.5 * true, true, valid)
+    assert (stretched["error"], stretched["slope"]) == pytest.approx((0.5, 1.5))
+    elsewhere = judged_values.errors(torch.where(valid, true, -9), true, valid)
+    assert (elsewhere["off"], elsewhere["error"]) == pytest.approx((0, 0))
 
 
 def test_the_recorded_comparison_with_stable_baselines3_says_what_is_claimed_of_it():

@@ -141,6 +141,31 @@ def test_policy_return_by_recursion(tiny):
     assert exact.policy_return(tiny, *tensors) == pytest.approx(expected, abs=1e-5)
 
 
+def test_action_values_by_a_linear_system(tiny):
+    """V by plain loops and a solver; then each action's mean and variance over what comes next."""
+    brute, gamma, E = Brute(tiny), 0.8, tiny.districts + 1
+    actions, weights = random_policy(tiny, 5)
+    X, places = len(brute.places), brute.places
+
+    def after(y):
+        return [tiny.covered[k] if k in places[y] else tiny.uncovered[k] for k in range(E - 1)]
+
+    matrix, gained = np.eye(X * E), np.zeros(X * E)
+    for x, e in product(range(X), range(E)):
+        for y, w in zip(actions[x, e], weights[x, e], strict=True):
+            gained[x * E + e] -= w * sum(tiny.cost[a, b] for a, b in zip(places[x], places[y], strict=True))
+            for k, p in enumerate(tiny.transition[e]):
+                gained[x * E + e] += w * p * after(y)[k]
+                matrix[x * E + e, y * E + k] -= gamma * w * p
+    value = np.linalg.solve(matrix, gained).reshape(X, E)
+    mean, variance = exact.action_values(tiny, actions, weights, gamma)
+    rows = np.flatnonzero(exact.reachable(tiny))  # the policy is of these states
+    for y, e in product(rows, range(E)):
+        worth = np.array(after(y)) + gamma * value[y, :-1]
+        assert mean[y, e] == pytest.approx(tiny.transition[e] @ worth, abs=1e-5)
+        assert variance[y, e] == pytest.approx(tiny.transition[e] @ (worth - tiny.transition[e] @ worth) ** 2, abs=1e-4)
+
+
 def test_reachable_and_the_order_of_states(tiny):
     brute = Brute(tiny)
     expected = [any(x in moves for moves in brute.valid.values()) or x in brute.starts for x in brute.places]

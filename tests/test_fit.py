@@ -37,7 +37,7 @@ def below_90(observation, actions):
     return actions[..., 1] < 90
 
 
-@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-gumbel", "factored-iar", "ar-iar"])
+@pytest.mark.parametrize("method", ["iar-a2c", "iar-a2c-gumbel", "iar-a2c-q", "factored-iar", "ar-iar"])
 def test_more_actions_than_int64_counts(method):
     """Methods that draw never number them: they train, from a reward of a half upwards."""
     one = flowrl.fit(Lottery, below_90, method, 2560, **FAST | {"n_envs": 32, "gamma": 0.01, "actor_lr": 1e-2})

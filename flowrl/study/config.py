@@ -273,7 +273,7 @@ DESCRIBED_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     )),
     "iar-a2c-q": ("Gumbel flow, and all valid draws weighed by Q(s, a) learnt from replay", dict(
         policy="gumbel", n_draws=8, n_correction=8, n_posterior=1, entropy=0.3, latent_kl=0.0,
-        hidden=128, n_envs=128, actor_lr=2e-3, critic="action", critic_lr=1e-3, gradient_steps=4,
+        hidden=128, n_envs=128, actor_lr=2e-3, critic="action", critic_lr=1e-3,
         replay_size=200_000, target_rate=0.03,
     )),
     "iar-a2c-paper": ("IAR-A2C (printed): flow posterior, sandwich with adaptive α, S/l², joint clipping", _PRINTED),

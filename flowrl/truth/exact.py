@@ -134,6 +134,33 @@ def policy_return(city: City | str | Path, actions: Tensor | np.ndarray, weights
     sum to 1, or an invalid action of positive weight.
     """
     tables = _Tables(city)
+    policy, travel = _moves(tables, actions, weights)
+    value = np.zeros(travel.shape)
+    for _ in range(tables.city.horizon):  # V(x, e) = Σ_y π(y|x, e) [W(y, e) − Σ_d c(x_d, y_d)]
+        value = (policy @ tables.after_move(value).ravel()).reshape(value.shape) - travel
+    return float(value[tables.starts, -1].mean())
+
+
+def action_values(
+    city: City | str | Path, actions: Tensor | np.ndarray, weights: Tensor | np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the policy that `policy_return` takes, discounted by γ < 1, without end: W and U, both (K^D, K + 1), to 1e-6.
+
+    Q((x, e), y) = W(y, e) − Σ_d c(x_d, y_d), with W(y, e) the mean over e' of r(y, e') + γ V(y, e'), U its variance.
+    """
+    tables = _Tables(city)
+    policy, travel = _moves(tables, actions, weights)
+    value, change = np.zeros(travel.shape), np.inf
+    while gamma * change > 1e-6 * (1 - gamma):
+        after = tables.after_move(gamma * value)
+        new = (policy @ after.ravel()).reshape(value.shape) - travel
+        value, change = new, abs(new - value).max()
+    after = tables.after_move(gamma * value)
+    return after, (tables.reward + gamma * value[:, :-1]) ** 2 @ tables.city.transition.T - after**2
+
+
+def _moves(tables: _Tables, actions: Tensor | np.ndarray, weights: Tensor | np.ndarray):
+    """The policy as `_sparse_policy` has it, and what its moves cost in each state, (X, E)."""
     policy = _sparse_policy(tables, *(torch.as_tensor(table, device="cpu").numpy() for table in (actions, weights)))
     E = tables.city.districts + 1
     x, y = (index // E for index in policy.coords)
@@ -141,10 +168,7 @@ def policy_return(city: City | str | Path, actions: Tensor | np.ndarray, weights
     if not (np.isfinite(price) & tables.proximate[y]).all():
         raise ValueError(f"the policy gives weight to an action that is invalid in {tables.city.name}")
     travel = np.bincount(policy.row, policy.data * price, minlength=len(tables.allocations) * E)
-    policy, value = policy.tocsr(), np.zeros((len(tables.allocations), E))
-    for _ in range(tables.city.horizon):  # V(x, e) = Σ_y π(y|x, e) [W(y, e) − Σ_d c(x_d, y_d)]
-        value = (policy @ tables.after_move(value).ravel() - travel).reshape(value.shape)
-    return float(value[tables.starts, -1].mean())
+    return policy.tocsr(), travel.reshape(-1, E)
 
 
 def _sparse_policy(tables: _Tables, actions: np.ndarray, weights: np.ndarray) -> coo_array:
