@@ -4,8 +4,8 @@ OLD is a folder with another version of the package (`git worktree add ../old CO
 its own from the same seed, one thread, both on one core, in turn, a short round at a time while the other is stopped;
 rounds are in CPU seconds, which other processes on the machine change little, and the ratio of each round to the
 other tree's of the same round is what is reported: median and quartiles. `--skip` updates come first, untimed: the cost
-of an update changes while the policy narrows. A method may be changed,
-"iar-a2c-q n_envs=256". `--old-method` names the other tree's method where it is another one.
+of an update changes while the policy narrows. A method may be changed, as in
+`--method "iar-a2c-q n_envs=256"`. `--old-method` names the other tree's method where it is another one.
 `--record` keeps the figures as a row of data/benchmarks/against.csv, in place of one that was measured alike.
 """
 

@@ -48,6 +48,13 @@ SPREAD_LATENTS = (1, 4, 16, 64)
 SPREAD_ROWS = 300  # copies of the state
 
 
+def keep(name: str, rows: list[dict]) -> None:
+    """Rows as data/benchmarks/<name>.csv, and what they were made with in machine.json."""
+    pd.DataFrame(rows).to_csv(OUT / f"{name}.csv", index=False, float_format="%.4g")
+    machines = json.loads((OUT / "machine.json").read_text()) | {name: provenance(torch.device("cpu"))}
+    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+
+
 def one_at_a_time(city: City):
     """The city's oracle in plain Python, action by action."""
     hops, pairs, limit = city.hops.tolist(), city.proximity, city.max_hops

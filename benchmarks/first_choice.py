@@ -6,9 +6,7 @@ enumerated: how much of the policy is refused, and how much of that was lost wit
 """
 
 import argparse
-import json
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,9 +15,8 @@ from flowrl import envs, rejection
 from flowrl.a2c import Trainer, seeded
 from flowrl.policies import Sample
 from flowrl.study.config import make_config
-from flowrl.study.records import provenance
 
-from .cost import OUT
+from .cost import keep
 
 CITIES = ("ERA-v3", "ERA-v4", "ERA-v4-tight")
 METHODS = ("ar-iar", "factored-iar")
@@ -74,10 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = [(city, method, seed) for city in CITIES for method in METHODS for seed in range(asked.seeds)]
     rows = [row for case in tqdm(cases) for row in along(*case, asked.steps, 8)]
-    pd.DataFrame(rows).to_csv(OUT / "first_choice.csv", index=False, float_format="%.4g")
-    machines = json.loads((OUT / "machine.json").read_text())
-    machines["first_choice"] = provenance(torch.device("cpu"))
-    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+    keep("first_choice", rows)
 
 
 if __name__ == "__main__":

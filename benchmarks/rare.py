@@ -5,10 +5,7 @@ The runs of experiment figB_rare_long are trained anew; on the way plain draws a
 valid one is judged exactly: the return of going there and staying for an episode.
 """
 
-import json
-
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -16,10 +13,10 @@ from flowrl import envs, rejection
 from flowrl.a2c import Trainer, seeded
 from flowrl.envs.city import City
 from flowrl.study.plan import Run, runs
-from flowrl.study.records import EXPERIMENTS, provenance
+from flowrl.study.records import EXPERIMENTS
 from flowrl.truth import search
 
-from .cost import OUT
+from .cost import keep
 
 STARTS, DRAWS, PIECES = 64, 64, 10
 
@@ -69,10 +66,7 @@ def along(run: Run) -> list[dict]:
 def main() -> None:
     torch.set_num_threads(1)
     rows = [row for run in runs(EXPERIMENTS, "figB_rare_long", "paper") for row in along(run)]
-    pd.DataFrame(rows).to_csv(OUT / "rare.csv", index=False, float_format="%.4g")
-    machines = json.loads((OUT / "machine.json").read_text())
-    machines["rare"] = provenance(torch.device("cpu"))
-    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+    keep("rare", rows)
 
 
 if __name__ == "__main__":

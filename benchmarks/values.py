@@ -6,9 +6,7 @@ states that the trainer is in, valid draws of the policy are judged by both.
 """
 
 import argparse
-import json
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,10 +16,9 @@ from flowrl.a2c import Trainer, seeded
 from flowrl.policies import to_flat
 from flowrl.study.config import make_config
 from flowrl.study.evaluation import CURVE_DRAWS, tabulate
-from flowrl.study.records import provenance
 from flowrl.truth import exact
 
-from .cost import OUT
+from .cost import keep
 
 CITIES = ("ERA-v2", "ERA-v4-tight")
 DRAWS, PIECES = 256, 8
@@ -82,10 +79,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row for city in CITIES for seed in range(asked.seeds) for row in along(city, seed, asked.steps)]
-    pd.DataFrame(rows).to_csv(OUT / "values.csv", index=False, float_format="%.4g")
-    machines = json.loads((OUT / "machine.json").read_text())
-    machines["values"] = provenance(torch.device("cpu"))
-    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
+    keep("values", rows)
 
 
 if __name__ == "__main__":
