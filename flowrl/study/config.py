@@ -31,6 +31,7 @@ class TrainConfig:
     method: str  # the named set of values that this configuration started from
     seed: int = 0  # every generator is seeded from (seed, purpose)
     steps: int = 200_000  # environment steps of training
+    restarts: int = 1  # trainings from new weights that share the steps; the one whose episodes returned most is kept
 
     # policy
     policy: Policies = "flow"  # its kind
@@ -128,6 +129,8 @@ class TrainConfig:
             raise ConfigError("correction mean leaves nothing of one draw: n_draws and n_correction must be at least 2")
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
+        if self.restarts > 1 and self.policy == "wolpertinger":
+            raise ConfigError(f"restarts is {self.restarts}; Wol-DDPG allows 1 only")
         self._check_chains()
         self._check_critic()
         few = min(self.n_draws, self.n_correction) < 2
@@ -210,9 +213,9 @@ def _hash(fields: dict, env_digest: str) -> str:
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
-_AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
-                 "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "target_draws", "eval_every",
-                 "eval_episodes", "final_episodes")  # fmt: skip
+_AT_LEAST_ONE = ("restarts", "hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch",
+                 "n_envs", "n_steps", "max_neighbours", "replay_size", "replay_batch", "gradient_steps",
+                 "target_draws", "eval_every", "eval_episodes", "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "chains", "sweeps", "initial_gain", "valid_bonus", "entropy", "latent_kl",
                  "actor_lr", "flow_lr_ratio", "critic_lr", "value_coef", "value_scale", "exploration",
