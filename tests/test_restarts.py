@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 
-from flowrl.a2c import Trainer
+from flowrl.a2c import Trainer, seeded
 from flowrl.envs import make_batched
 from flowrl.study.config import ConfigError, make_config
 
-SETTINGS = {"n_envs": 8, "steps": 7200, "restarts": 3, "hidden": 32, "replay_size": 4000, "replay_batch": 64}
+SETTINGS = {"n_envs": 8, "steps": 2400, "restarts": 3, "hidden": 32, "replay_size": 1000, "replay_batch": 64}
 
 
 def trainer(method: str = "iar-a2c-q", **changes) -> Trainer:
     settings = SETTINGS | changes
-    return Trainer(make_config("ERA-v1", method, settings), make_batched("ERA-v1", settings["n_envs"]))
+    env = make_batched("ERA-v1", settings["n_envs"], "cpu", seeded(0, "env"))
+    return Trainer(make_config("ERA-v1", method, settings), env)
 
 
 def weights(one: Trainer) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_the_policy_that_returned_most_is_kept(method):
 def test_a_restart_begins_anew():
     """New weights and an empty replay; its entropy falls from the start again."""
     one = trainer()
-    first, share = weights(one), 7200 // 3
+    first, share = weights(one), 2400 // 3
     while one.env_steps < share - 8:
         one.step()
     assert one.annealed() == 0 and one.action_values.replay.live.sum() == one.env_steps
@@ -77,13 +78,13 @@ def test_a_restart_begins_anew():
 
 def test_a_run_with_restarts_goes_on_where_it_was_stopped():
     whole, halves = trainer(), trainer()
-    while whole.env_steps < 7200:
+    while whole.env_steps < 2400:
         whole.step()
-    while halves.env_steps < 4000:
+    while halves.env_steps < 1304:
         halves.step()
     other = trainer()
     other.load_state_dict(halves.state_dict())
-    while other.env_steps < 7200:
+    while other.env_steps < 2400:
         other.step()
     assert weights(other).equal(weights(whole)) and other.restarts.best == whole.restarts.best
 
