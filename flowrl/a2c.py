@@ -146,7 +146,10 @@ class Trainer:
             self.counts["valid"] += decision.n_valid.sum()
         self.env_steps += self.config.n_steps * len(self.observation)
         stacked = [torch.stack([getattr(step, name) for step in steps]) for name in Rollout._fields[1:]]
-        return Rollout(decisions, *stacked)
+        rollout = Rollout(decisions, *stacked)
+        if self.restarts is not None:
+            self.restarts.watch(rollout, self.env_steps)
+        return rollout
 
     # ---------------------------------------------------------------------------------------------- learning
 
@@ -161,10 +164,10 @@ class Trainer:
             for _ in range(self.config.elbo_steps):
                 self.elbo_step(self._elbo_groups())
         if self.restarts is not None:
-            self.restarts.after(rollout, self)
+            self.restarts.after(self)
 
     def annealed(self) -> float:
-        """1 at the start, linearly to 0 at `anneal` of the run, or of each of its restarts."""
+        """1 at the start, linearly to 0 at `anneal` of the run, or of each of its trainings (`restarts`)."""
         if self.restarts is not None:
             return max(0.0, 1 - self.restarts.share(self.env_steps) / self.config.anneal)
         return max(0.0, 1 - self.env_steps / max(1, self.config.anneal * self.config.steps))
@@ -422,6 +425,8 @@ class Trainer:
             vars(self.reward_scale).update(state["reward_scale"])
         if self.restarts is not None:
             self.restarts.load_state_dict(state["restarts"])
+            if state["env"] is None:
+                self.restarts.restart()
         if self.action_values is not None:
             self.action_values.load_state_dict(state["action_values"])
             if state["env"] is None:

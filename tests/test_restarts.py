@@ -1,5 +1,6 @@
 """Random restarts (`flowrl.beyond.restarts`) against a count of every episode by hand."""
 
+import copy
 import math
 
 import pytest
@@ -22,84 +23,117 @@ def weights(one: Trainer) -> torch.Tensor:
     return torch.cat([part.flatten() for part in one.policy.state_dict().values()])
 
 
-def train(one: Trainer) -> tuple[list[torch.Tensor], list[list[float]]]:
-    """To the end; of each share the weights at its end, and what the episodes of its last tenth returned."""
-    steps, many = one.config.steps, one.config.restarts
-    found, returns, running = [], [[] for _ in range(many)], [0.0] * len(one.observation)
+def train(one: Trainer, until: float = math.inf) -> None:
+    while one.env_steps < min(until, one.config.steps):
+        one.step()
+
+
+def watch(one: Trainer) -> tuple[list[torch.Tensor], list[list[float]], list[list[float]]]:
+    """Train to the end; of each training the weights at its end, what the episodes returned that ended in its last
+    tenth, and each environment's latest."""
+    steps, many, B = one.config.steps, one.config.restarts, len(one.observation)
+    found, late, latest = [], [[] for _ in range(many)], [[math.nan] * B for _ in range(many)]
+    running, ends = [0.0] * B, [steps * (k + 1) / many for k in range(many)]
     rollout, after = one.rollout, one.restarts.after
 
     def watched():
         made = rollout()
-        share, within = divmod(one.env_steps * many, steps)
-        if share == many or (within == 0 and share):  # its last step
-            share, within = share - 1, steps
-        for b, reward in enumerate(made.reward[0].tolist()):
-            running[b] += reward
-            if made.terminated[0, b] or made.truncated[0, b]:
-                if within > 0.9 * steps:
-                    returns[share].append(running[b])
-                running[b] = 0.0
+        k = len(found)
+        for reward, end in zip(made.reward.tolist(), (made.terminated | made.truncated).tolist(), strict=True):
+            for b in range(B):
+                running[b] += reward[b]
+                if end[b]:
+                    latest[k][b] = running[b]
+                    if one.env_steps > ends[k] - 0.1 * steps / many:
+                        late[k].append(running[b])
+                    running[b] = 0.0
         return made
 
-    def noted(made, of):
-        if one.env_steps * many % steps < len(one.observation) * many:  # a share ends here
+    def noted(of):
+        if one.env_steps >= ends[len(found)]:
             found.append(weights(one))
-        after(made, of)
+        after(of)
 
     one.rollout, one.restarts.after = watched, noted
-    while one.env_steps < steps:
-        one.step()
-    return found, returns
+    train(one)
+    return found, late, latest
 
 
-@pytest.mark.parametrize("method", ["iar-a2c-q", "factored-iar"])
-def test_the_policy_that_returned_most_is_kept(method):
-    one = trainer(method)
-    found, returns = train(one)
-    means = [sum(some) / len(some) for some in returns]
+@pytest.mark.parametrize(("method", "changes"), [
+    ("iar-a2c-q", {}), ("factored-iar", {}), ("factored-iar", {"n_steps": 5, "steps": 2500}),
+])  # fmt: skip
+def test_the_policy_that_returned_most_is_kept(method, changes):
+    one = trainer(method, **changes)
+    found, late, latest = watch(one)
+    means = [sum(some) / len(some) if some else sum(all_) / len(all_) for some, all_ in zip(late, latest, strict=True)]
     best = means.index(max(means))
     assert len(found) == 3 and len({round(mean, 6) for mean in means}) == 3
     assert one.restarts.best == pytest.approx(max(means), abs=1e-3)
     assert [weights(one).equal(each) for each in found] == [k == best for k in range(3)]
 
 
-def test_a_restart_begins_anew():
-    """New weights and an empty replay; its entropy falls from the start again."""
-    one = trainer()
-    first, share = weights(one), 2400 // 3
-    while one.env_steps < share - 8:
-        one.step()
-    assert one.annealed() == 0 and one.action_values.replay.live.sum() == one.env_steps
-    one.step()
-    assert one.annealed() == pytest.approx(1) and one.action_values.replay.live.sum() == 0
-    assert not weights(one).equal(first)
-    assert one.env_steps == share and one.counts["states"] == share
+def test_where_no_episode_ends_late_the_latest_counts():
+    """1,200 steps a training, 150 in each environment: an episode ends at 100 in the first, none in the last tenth."""
+    one = trainer("factored-iar", steps=3600)
+    _, late, latest = watch(one)
+    assert not any(late[0]) and one.restarts.best >= sum(latest[0]) / 8 - 1e-3 > -math.inf
 
 
-def test_a_run_with_restarts_goes_on_where_it_was_stopped():
-    whole, halves = trainer(), trainer()
-    while whole.env_steps < 2400:
-        whole.step()
-    while halves.env_steps < 1304:
-        halves.step()
-    other = trainer()
-    other.load_state_dict(halves.state_dict())
-    while other.env_steps < 2400:
-        other.step()
-    assert weights(other).equal(weights(whole)) and other.restarts.best == whole.restarts.best
-
-
-def test_where_no_episode_ends_the_first_policy_stays():
-    one = trainer(steps=480)
-    found, returns = train(one)
-    assert not any(returns) and one.restarts.best == -math.inf
+def test_where_no_episode_ends_at_all_the_first_policy_stays():
+    one = trainer("factored-iar", steps=480)
+    found, late, latest = watch(one)
+    assert not any(late) and all(math.isnan(r) for some in latest for r in some) and one.restarts.best == -math.inf
     assert weights(one).equal(found[0])
 
 
-@pytest.mark.parametrize(("method", "value", "said"), [
-    ("iar-a2c", 0, "restarts is 0; it must be at least 1"),
-    ("wol-ddpg", 2, "restarts is 2; Wol-DDPG allows 1 only"),
+def test_a_restart_begins_anew():
+    """The weights of (seed, training), no momentum, an empty replay; its entropy falls from the start again."""
+    one, other = trainer(), trainer()
+    train(one, 2400 // 3 - 8)
+    assert one.annealed() == 0 and one.action_values.replay.live.sum() == one.env_steps
+    one.step()
+    other.begin("weights/1")
+    assert one.annealed() == pytest.approx(1) and one.action_values.replay.live.sum() == 0
+    assert weights(one).equal(weights(other)) and not weights(trainer()).equal(weights(other))
+    assert not any(optimiser.state for optimiser in one.optimisers.values())
+    assert one.env_steps == one.counts["states"] == 2400 // 3
+
+
+def test_what_follows_the_last_training_goes_on_from_the_kept_weights():
+    one = trainer()
+    train(one)
+    kept = weights(one)
+    assert one.annealed() == 0 and one.action_values.slow_weights.equal(one.action_values.weights)
+    one.step()
+    assert not weights(one).equal(kept) and one.restarts.share(one.env_steps) > 1
+
+
+@pytest.mark.parametrize("stop", [304, 1304, 2400])
+def test_a_run_with_restarts_goes_on_where_it_was_stopped(stop):
+    whole, half, other = trainer(), trainer(), trainer()
+    train(whole)
+    train(half, stop)
+    other.load_state_dict(copy.deepcopy(half.state_dict()))
+    train(half)
+    train(other)
+    assert weights(half).equal(weights(whole)) and weights(other).equal(weights(whole))
+    assert other.restarts.best == half.restarts.best == whole.restarts.best
+
+
+def test_episodes_cut_off_from_outside_count_from_where_they_begin():
+    one, other = trainer("factored-iar"), trainer("factored-iar")
+    train(one, 304)
+    assert one.restarts.running.abs().max() > 0
+    other.load_state_dict(one.state_dict() | {"env": None})
+    assert other.restarts.running.abs().max() == 0 < one.restarts.running.abs().max()
+
+
+@pytest.mark.parametrize(("method", "settings", "said"), [
+    ("iar-a2c", {"restarts": 0}, "restarts is 0; it must be at least 1"),
+    ("wol-ddpg", {"restarts": 2}, "restarts is 2; Wol-DDPG allows 1 only"),
+    ("factored-iar", {"restarts": 3, "n_envs": 64, "steps": 191}, "restarts is 3, steps 191; it takes at least 192"),
+    ("iar-a2c-paper", {"restarts": 2, "n_envs": 64, "steps": 2000}, "it takes at least 2,176 steps"),
 ])  # fmt: skip
-def test_restarts_that_cannot_be(method, value, said):
+def test_restarts_that_cannot_be(method, settings, said):
     with pytest.raises(ConfigError, match=said):
-        make_config("ERA-v1", method, {"restarts": value})
+        make_config("ERA-v1", method, settings)

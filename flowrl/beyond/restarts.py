@@ -7,52 +7,66 @@ from torch import Tensor
 
 
 class Restarts:
-    """Trainings one after the other, each from new weights and on its share of the steps; the best one's policy stays.
+    """Trainings one after the other, each from new weights on its share of the steps; the best one's policy is kept.
 
-    The best is the one whose episodes returned most, of those that ended in the last tenth of its share: what it is
-    chosen by is training, and every step of it counts. Entropy and latent KL fall to 0 in every share anew.
+    The best is the one whose episodes returned most in the mean, of those that ended in the last tenth of its share,
+    or, where none did, of the latest in each environment. These are episodes of training: the choice costs no step.
+    Entropy and latent KL fall to 0 in every training. What follows the last one goes on from the kept weights, with
+    all else new.
     """
 
     def __init__(self, config, n_envs: int, device):
-        self.many, self.steps = config.restarts, config.steps
-        self.n = 0  # trainings that have ended
+        self.trainings, self.steps = config.restarts, config.steps
+        self.done = 0  # trainings that have ended
         self.best, self.weights = -math.inf, None
-        self.running = torch.zeros(n_envs, device=device)  # returns of the episodes under way
-        self.ended = torch.zeros(2, dtype=torch.float64, device=device)  # in the last tenth: their sum, how many
+        self.running = torch.zeros(n_envs, dtype=torch.float64, device=device)  # returns of the episodes under way
+        self._forget()
+
+    def _forget(self) -> None:
+        self.ended = torch.zeros(2, dtype=torch.float64, device=self.running.device)  # in the last tenth: sum, how many
+        self.latest = torch.full_like(self.running, math.nan)  # of each environment, the latest episode's return
 
     def share(self, env_steps: int) -> float:
-        """How much of the training that is under way is done, from 0 to 1."""
-        return env_steps * self.many / max(1, self.steps) - min(self.n, self.many - 1)
+        """How much of the training that is under way is done; 1, or a rollout's steps more, at its end."""
+        return env_steps * self.trainings / max(1, self.steps) - min(self.done, self.trainings - 1)
 
-    def after(self, rollout, trainer) -> None:
-        """To be called after each update: takes returns down, and where a share is over begins the next, or chooses."""
-        if self.n == self.many:
-            return
-        share = self.share(trainer.env_steps)
+    def watch(self, rollout, env_steps: int) -> None:
+        """Take down what episodes returned; rewards and ends of a rollout (T, B), env_steps with it."""
+        late = float(self.share(env_steps) > 0.9)
         for reward, end in zip(rollout.reward, rollout.terminated | rollout.truncated, strict=True):
             self.running += reward
-            if share > 0.9:
-                self.ended += torch.stack((self.running[end].sum(), end.sum())).double()
+            self.ended += late * torch.stack((torch.where(end, self.running, 0.0).sum(), end.sum()))
+            self.latest = torch.where(end, self.running, self.latest)
             self.running.masked_fill_(end, 0.0)
-        if share < 1:
+
+    def after(self, trainer) -> None:
+        """After an update: where a share is over, begin the next training, or put the best weights back."""
+        if self.done == self.trainings or self.share(trainer.env_steps) < 1:
             return
-        total, many = self.ended.tolist()
-        found = total / many if many else -math.inf
-        if self.weights is None or found > self.best:
-            self.best, self.weights = found, _copy(trainer)
-        self.n += 1
-        self.ended.zero_()
-        if self.n < self.many:
-            trainer.begin(f"weights/{self.n}")
-        else:
+        total, episodes = self.ended.tolist()
+        found = total / episodes if episodes else self.latest.nanmean().item()
+        if self.weights is None or found > self.best:  # nan, where no episode has ended, is no more than anything
+            self.best, self.weights = -math.inf if math.isnan(found) else found, _copy(trainer)
+        self.done += 1
+        self._forget()
+        trainer.begin(f"weights/{self.done}")
+        if self.done == self.trainings:
             for part, weights in self.weights.items():
                 getattr(trainer, part).load_state_dict(weights)
+            if trainer.action_values is not None:
+                trainer.action_values.slow.load_state_dict(self.weights["critic"])
+            self.weights = None
+
+    def restart(self) -> None:
+        """New episodes begin, cut off from outside."""
+        self.running.zero_()
 
     def state_dict(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("many", "steps")}
+        return {name: value for name, value in vars(self).items() if name not in ("trainings", "steps")}
 
     def load_state_dict(self, state: dict) -> None:
-        vars(self).update({name: state[name] for name in self.state_dict()})
+        for name in self.state_dict():
+            setattr(self, name, state[name].clone() if isinstance(state[name], Tensor) else state[name])
 
 
 def _copy(trainer) -> dict[str, dict[str, Tensor]]:
