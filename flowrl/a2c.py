@@ -85,6 +85,7 @@ class Trainer:
         self.oracle = functools.partial(rejection.ask_apart, oracle) if given else oracle or env.valid
         self.fallback = getattr(env, "fallback", None)
         self.generator = seeded(config.seed, "policy", env.device)
+        self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.observation = env.reset()
         self.begin("weights")
         self.restarts = Restarts(config, len(self.observation), env.device) if config.restarts > 1 else None
@@ -116,7 +117,6 @@ class Trainer:
             for name, flat in self.parameters.items()
         }
         self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
-        self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
         self.action_values = None
         if isinstance(self.critic, ActionCritic):
@@ -155,6 +155,8 @@ class Trainer:
 
     def step(self) -> None:
         """One rollout, one update; Algorithm 1 after it where the estimator has a posterior."""
+        if self.restarts is not None:
+            self.restarts.before(self)
         if self.posterior is not None and not self.memory:
             self._fit_posterior_first()
         rollout = self.rollout()

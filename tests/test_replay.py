@@ -97,7 +97,7 @@ def test_where_few_slots_are_live_they_are_drawn_uniformly_too(share):
     expected = replay.action[replay.live > 0].flatten()
     counts = drawn.bincount(minlength=B * 60)[expected]
     p = 1 / len(expected)
-    assert counts.sum() == draws and abs(len(expected) - share * B * 60) < 4.5 * math.sqrt(B * 60)
+    assert counts.sum() == draws and abs(len(expected) - share * B * 60) < 4.5 * math.sqrt(B * 60 * share * (1 - share))
     assert (counts - draws * p).abs().max() < 4.5 * math.sqrt(draws * p * (1 - p))
 
 

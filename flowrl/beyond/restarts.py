@@ -10,37 +10,48 @@ class Restarts:
     """Trainings one after the other, each from new weights on its share of the steps; the best one's policy is kept.
 
     The best is the one whose episodes returned most in the mean, of those that ended in the last tenth of its share,
-    or, where none did, of the latest in each environment. These are episodes of training: the choice costs no step.
-    Entropy and latent KL fall to 0 in every training. What follows the last one goes on from the kept weights, with
-    all else new.
+    or, where none did, of the latest in each environment; an episode that began in another training does not count.
+    These are episodes of training: the choice costs no step. Entropy and latent KL fall to 0 in every training. What
+    follows the last one goes on from the kept weights, with new optimisers and memories.
     """
 
     def __init__(self, config, n_envs: int, device):
         self.trainings, self.steps = config.restarts, config.steps
-        self.done = 0  # trainings that have ended
+        self.done, self.begun = 0, 1  # trainings
         self.best, self.weights = -math.inf, None
         self.running = torch.zeros(n_envs, dtype=torch.float64, device=device)  # returns of the episodes under way
-        self._forget()
-
-    def _forget(self) -> None:
-        self.ended = torch.zeros(2, dtype=torch.float64, device=self.running.device)  # in the last tenth: sum, how many
+        self.ended = torch.zeros(2, dtype=torch.float64, device=device)  # of those in the last tenth: sum, how many
         self.latest = torch.full_like(self.running, math.nan)  # of each environment, the latest episode's return
+        self.under_way = torch.zeros(n_envs, dtype=torch.bool, device=device)  # episodes
 
     def share(self, env_steps: int) -> float:
         """How much of the training that is under way is done; 1, or a rollout's steps more, at its end."""
         return env_steps * self.trainings / max(1, self.steps) - min(self.done, self.trainings - 1)
 
+    def before(self, trainer) -> None:
+        """Before a rollout: begin the next training where one is over."""
+        if self.done < self.begun or self.begun == self.trainings:
+            return
+        trainer.begin(f"weights/{self.begun}")
+        self.begun += 1
+        self.ended.zero_()
+        self.latest.fill_(math.nan)
+        self.running.masked_fill_(self.under_way, math.nan)
+
     def watch(self, rollout, env_steps: int) -> None:
-        """Take down what episodes returned; rewards and ends of a rollout (T, B), env_steps with it."""
-        late = float(self.share(env_steps) > 0.9)
+        """Take down what episodes returned: rewards and ends of a rollout (T, B); env_steps with it."""
+        late = self.share(env_steps) > 0.9
         for reward, end in zip(rollout.reward, rollout.terminated | rollout.truncated, strict=True):
             self.running += reward
-            self.ended += late * torch.stack((torch.where(end, self.running, 0.0).sum(), end.sum()))
-            self.latest = torch.where(end, self.running, self.latest)
+            whole = end & self.running.isfinite()
+            if late:
+                self.ended += torch.stack((torch.where(whole, self.running, 0.0).sum(), whole.sum()))
+            self.latest = torch.where(whole, self.running, self.latest)
             self.running.masked_fill_(end, 0.0)
+            self.under_way = ~end
 
     def after(self, trainer) -> None:
-        """After an update: where a share is over, begin the next training, or put the best weights back."""
+        """After an update: where a training is over, keep its weights if it is the best, and at last put them back."""
         if self.done == self.trainings or self.share(trainer.env_steps) < 1:
             return
         total, episodes = self.ended.tolist()
@@ -48,9 +59,8 @@ class Restarts:
         if self.weights is None or found > self.best:  # nan, where no episode has ended, is no more than anything
             self.best, self.weights = -math.inf if math.isnan(found) else found, _copy(trainer)
         self.done += 1
-        self._forget()
-        trainer.begin(f"weights/{self.done}")
         if self.done == self.trainings:
+            trainer.begin("weights/after")
             for part, weights in self.weights.items():
                 getattr(trainer, part).load_state_dict(weights)
             if trainer.action_values is not None:
@@ -60,6 +70,7 @@ class Restarts:
     def restart(self) -> None:
         """New episodes begin, cut off from outside."""
         self.running.zero_()
+        self.under_way.zero_()
 
     def state_dict(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("trainings", "steps")}

@@ -149,9 +149,8 @@ class TrainConfig:
             return
         if self.policy == "wolpertinger":
             raise ConfigError(f"restarts is {self.restarts}; Wol-DDPG allows 1 only")
-        rollouts = (
-            17 if self.policy == "flow" and self.estimator in NEEDS_POSTERIOR else 1
-        )  # the posterior's 16, one more
+        posterior = self.policy == "flow" and self.estimator in NEEDS_POSTERIOR and self.posterior_fit_steps
+        rollouts = 17 if posterior else 1  # its first fit takes 16
         if 0 < self.steps < (least := self.restarts * rollouts * self.n_envs * self.n_steps):
             raise ConfigError(f"restarts is {self.restarts}, steps {self.steps:,}; it takes at least {least:,} steps")
 
