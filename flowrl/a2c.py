@@ -15,6 +15,7 @@ from torch import Tensor
 from . import rejection
 from .beyond.action_values import ActionValues
 from .beyond.gumbel import GumbelFlowPolicy
+from .beyond.restarts import Restarts
 from .encoders import make_encoder
 from .envs.batched import Batched, Oracle
 from .optimisers import OPTIMISERS, flat_parameters
@@ -84,8 +85,21 @@ class Trainer:
         self.oracle = functools.partial(rejection.ask_apart, oracle) if given else oracle or env.valid
         self.fallback = getattr(env, "fallback", None)
         self.generator = seeded(config.seed, "policy", env.device)
+        self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
+        self.observation = env.reset()
+        self.begin("weights")
+        self.restarts = Restarts(config, len(self.observation), env.device) if config.restarts > 1 else None
+        self.executed: Tensor | None = None  # in the step before, (B, D)
+        self.env_steps = 0
+        self.updates = 0
+        self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
+        self.sums = torch.zeros(len(MEANS), device=env.device)
+
+    def begin(self, purpose: str) -> None:
+        """New networks, of weights seeded by (seed, purpose), their optimisers, and memories with nothing in them."""
+        config, env = self.config, self.env
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeded(config.seed, "weights").initial_seed())
+            torch.manual_seed(seeded(config.seed, purpose).initial_seed())
             encoder = make_encoder(env, config.hidden)
             self.policy = POLICIES[config.policy](encoder, config.hidden, env.action_sizes, config).to(env.device)
             make_critic = ActionValues.make_critic if config.critic == "action" else Critic
@@ -103,19 +117,12 @@ class Trainer:
             for name, flat in self.parameters.items()
         }
         self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
-        self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.memory: list[Tensor] = []
-        self.observation = env.reset()
         self.action_values = None
         if isinstance(self.critic, ActionCritic):
             flat = self.parameters["critic"]
             self.optimisers["critic"] = torch.optim.Adam([flat], lr=config.critic_lr)
             self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config)
-        self.executed: Tensor | None = None  # in the step before, (B, D)
-        self.env_steps = 0
-        self.updates = 0
-        self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
-        self.sums = torch.zeros(len(MEANS), device=env.device)
 
     # ------------------------------------------------------------------------------------------------ acting
 
@@ -139,12 +146,17 @@ class Trainer:
             self.counts["valid"] += decision.n_valid.sum()
         self.env_steps += self.config.n_steps * len(self.observation)
         stacked = [torch.stack([getattr(step, name) for step in steps]) for name in Rollout._fields[1:]]
-        return Rollout(decisions, *stacked)
+        rollout = Rollout(decisions, *stacked)
+        if self.restarts is not None:
+            self.restarts.watch(rollout, self.env_steps)
+        return rollout
 
     # ---------------------------------------------------------------------------------------------- learning
 
     def step(self) -> None:
         """One rollout, one update; Algorithm 1 after it where the estimator has a posterior."""
+        if self.restarts is not None:
+            self.restarts.before(self)
         if self.posterior is not None and not self.memory:
             self._fit_posterior_first()
         rollout = self.rollout()
@@ -153,9 +165,13 @@ class Trainer:
             self._remember(rollout)
             for _ in range(self.config.elbo_steps):
                 self.elbo_step(self._elbo_groups())
+        if self.restarts is not None:
+            self.restarts.after(self)
 
     def annealed(self) -> float:
-        """1 at the start, linearly to 0 at `anneal` of the run."""
+        """1 at the start, linearly to 0 at `anneal` of the run, or of each of its trainings (`restarts`)."""
+        if self.restarts is not None:
+            return max(0.0, 1 - self.restarts.share(self.env_steps) / self.config.anneal)
         return max(0.0, 1 - self.env_steps / max(1, self.config.anneal * self.config.steps))
 
     def update(self, rollout: Rollout) -> None:
@@ -393,7 +409,8 @@ class Trainer:
             "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
             "sums": self.sums,
         } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)}) \
-          | ({} if self.action_values is None else {"action_values": self.action_values.state_dict()})  # fmt: skip
+          | ({} if self.action_values is None else {"action_values": self.action_values.state_dict()}) \
+          | ({} if self.restarts is None else {"restarts": self.restarts.state_dict()})  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict`; where its `env` is None, with the environments as they are here."""
@@ -408,6 +425,10 @@ class Trainer:
             setattr(self, name, state[name])
         if self.reward_scale is not None:
             vars(self.reward_scale).update(state["reward_scale"])
+        if self.restarts is not None:
+            self.restarts.load_state_dict(state["restarts"])
+            if state["env"] is None:
+                self.restarts.restart()
         if self.action_values is not None:
             self.action_values.load_state_dict(state["action_values"])
             if state["env"] is None:

@@ -77,6 +77,8 @@ class Fitted(Trainer):
                 self.observation, self.running, self.broken = self.env.reset(), torch.zeros_like(self.running), False
                 if self.action_values is not None:
                     self.action_values.replay.restart()
+                if self.restarts is not None:
+                    self.restarts.restart()
             try:
                 while self.env_steps < end and not self.interrupted:
                     before = self.env_steps

@@ -38,6 +38,7 @@ class Replay:
         self.live = torch.zeros(shape, device=device)  # 1 where a transition starts, the weight of its being drawn
         self.here = torch.zeros(n_envs, dtype=torch.int64, device=device)  # the slot that is filled next
         self.column = torch.arange(n_envs, device=device)
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # slots: later ones are still empty
 
     def add(self, observation: Tensor, action: Tensor, step) -> None:
         """observation (B, …), the actions (B, D) chosen there, and the `Step` they led to; NOTHING is never drawn."""
@@ -46,6 +47,7 @@ class Replay:
         self.observation[here], self.observation[after] = observation, step.final_observation
         self.live[here], self.live[after] = (action >= 0).all(-1).float(), 0.0
         self.action[here], self.reward[here], self.terminated[here] = action, step.reward, step.terminated
+        self.filled = torch.maximum(self.filled, self.here.max() + 1)
         self.here = (after[0] + (step.terminated | step.truncated)) % slots  # past the final observation
 
     def restart(self) -> None:
@@ -55,7 +57,11 @@ class Replay:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Transitions:
         """n transitions, drawn uniformly with replacement."""
-        flat = torch.multinomial(self.live.flatten(), n, replacement=True, generator=generator)
+        live = self.live.flatten()
+        flat = torch.randint(int(self.filled) * len(self.column), (4 * n,), generator=generator, device=live.device)
+        flat = flat[live[flat] > 0][:n]
+        if len(flat) < n:  # too few of these are live: draw among the live ones alone, which reads every slot
+            flat = torch.multinomial(live, n, replacement=True, generator=generator)
         slot, column = flat // len(self.column), flat % len(self.column)
         here, after = (slot, column), ((slot + 1) % len(self.live), column)
         return Transitions(
@@ -67,4 +73,6 @@ class Replay:
 
     def load_state_dict(self, state: dict) -> None:
         for name, values in vars(self).items():
-            values.copy_(state[name])
+            values.copy_(
+                state[name] if name != "filled" or name in state else torch.tensor(len(self.live))
+            )  # before it was

@@ -290,7 +290,7 @@ def test_what_is_imported_is_declared():
 
 METHOD = [  # in docs/how_it_is_built.md's order; each imports from those before it, of the environments their interface
     "device", "optimisers", "encoders", "flows", "estimators", "policies", "beyond/gumbel", "beyond/chains",
-    "rejection", "returns", "replay", "beyond/action_values", "a2c", "wolpertinger",
+    "rejection", "returns", "replay", "beyond/action_values", "beyond/restarts", "a2c", "wolpertinger",
 ]  # fmt: skip
 FOLDERS = ["truth", "study", "front"]  # then these: a folder imports from itself and those before it
 FRONT = {"__init__", "__main__", "fit", "fitted"}

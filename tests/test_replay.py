@@ -79,3 +79,35 @@ def test_new_episodes_overwrite_nothing():
     one.action_values.add(one.rollout())
     after = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(9000, torch.Generator()), strict=True)}
     assert before <= after
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+def test_where_few_slots_are_live_they_are_drawn_uniformly_too(share):
+    """By rejection or, where most of what is drawn is not live, by weight: z-bound 4.5; never an empty slot."""
+    replay, B = Replay(400, torch.zeros(4, 2), 1), 4
+    for t in range(60):
+        live = torch.rand(B, generator=torch.Generator().manual_seed(t)) < share
+        action = torch.where(live, torch.arange(B) + B * t, -1)[:, None]
+        nothing = torch.zeros(B, dtype=torch.bool)
+        replay.add(
+            torch.zeros(B, 2), action, Step(torch.zeros(B, 2), torch.zeros(B), nothing, nothing, torch.zeros(B, 2))
+        )
+    draws = 40_000
+    drawn = replay.sample(draws, generator()).action[:, 0]
+    expected = replay.action[replay.live > 0].flatten()
+    counts = drawn.bincount(minlength=B * 60)[expected]
+    p = 1 / len(expected)
+    assert counts.sum() == draws and abs(len(expected) - share * B * 60) < 4.5 * math.sqrt(B * 60 * share * (1 - share))
+    assert (counts - draws * p).abs().max() < 4.5 * math.sqrt(draws * p * (1 - p))
+
+
+def test_a_buffer_of_before_it_counted_its_slots_is_read():
+    one, other = Replay(40, torch.zeros(4, 2), 1), Replay(40, torch.zeros(4, 2), 1)
+    nothing = torch.zeros(4, dtype=torch.bool)
+    one.add(
+        torch.zeros(4, 2),
+        torch.ones(4, 1, dtype=torch.int64),
+        Step(torch.zeros(4, 2), torch.ones(4), nothing, nothing, torch.zeros(4, 2)),
+    )
+    other.load_state_dict({name: value for name, value in one.state_dict().items() if name != "filled"})
+    assert other.sample(100, generator()).reward.eq(1).all()

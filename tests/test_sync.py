@@ -22,7 +22,10 @@ INDEXES = {"__getitem__", "__setitem__", "index_put", "index_put_"}
 SMALL = {"hidden": 16, "policy_hidden": 8, "n_envs": 8}
 # An update's waits where no state is short of valid draws: was one (MASK: had one none at all)? Is the gradient finite?
 # Algorithm 1: which actions are shared, and is the gradient of the ELBO finite? Its posterior's first fit is apart.
+# Action values, too: is the rollout finite, and Q's gradient; is a transition live, and which of those drawn, of how
+# many; Adam's own count of steps.
 WAITS = [("iar-a2c", {}, 2), ("iar-a2c-gumbel", {}, 2), ("mask", {}, 2), ("factored-iar", {}, 2), ("ar-iar", {}, 2),
+         ("iar-a2c-q", {}, 8), ("iar-a2c-q", {"restarts": 2}, 8),
          ("iar-a2c-paper", {"elbo_batch": 8, "posterior_fit_steps": 0}, 4)]  # fmt: skip
 
 

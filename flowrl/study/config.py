@@ -31,6 +31,7 @@ class TrainConfig:
     method: str  # the named set of values that this configuration started from
     seed: int = 0  # every generator is seeded from (seed, purpose)
     steps: int = 200_000  # environment steps of training
+    restarts: int = 1  # trainings, each from new weights, that share the steps; the one that returned most is kept
 
     # policy
     policy: Policies = "flow"  # its kind
@@ -63,10 +64,10 @@ class TrainConfig:
     elbo_encoder: bool = True  # Algorithm 1 moves the state encoder too
     posterior_fit_steps: int = 200  # steps of Algorithm 1, posterior alone, before the first policy update
 
-    # regularisers; both fall linearly to 0 at `anneal` of the run
+    # regularisers; both fall linearly to 0 at `anneal` of each training
     entropy: float = 0.15  # coefficient β of the policy's entropy
     latent_kl: float = 0.005  # coefficient of KL(p(v|s) ‖ N(0, I)); flow policy only
-    anneal: float = 0.9  # share of the run after which both are 0
+    anneal: float = 0.9  # share of a training after which both are 0
 
     # A2C
     n_envs: int = 64  # environments in parallel
@@ -128,6 +129,7 @@ class TrainConfig:
             raise ConfigError("correction mean leaves nothing of one draw: n_draws and n_correction must be at least 2")
         if self.policy == "masked" and self.correction != "none":
             raise ConfigError(f"correction is {self.correction}; a masked policy rejects nothing and allows only none")
+        self._check_restarts()
         self._check_chains()
         self._check_critic()
         few = min(self.n_draws, self.n_correction) < 2
@@ -141,6 +143,16 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; a policy without latents allows 0 only")
         if not self.elbo_encoder and not (self.policy == "flow" and self.estimator in NEEDS_POSTERIOR):
             raise ConfigError("elbo_encoder is false; without a posterior there is no Algorithm 1: true only")
+
+    def _check_restarts(self) -> None:
+        if self.restarts == 1:
+            return
+        if self.policy == "wolpertinger":
+            raise ConfigError(f"restarts is {self.restarts}; Wol-DDPG allows 1 only")
+        posterior = self.policy == "flow" and self.estimator in NEEDS_POSTERIOR and self.posterior_fit_steps
+        rollouts = 17 if posterior else 1  # its first fit takes 16
+        if 0 < self.steps < (least := self.restarts * rollouts * self.n_envs * self.n_steps):
+            raise ConfigError(f"restarts is {self.restarts}, steps {self.steps:,}; it takes at least {least:,} steps")
 
     def _check_critic(self) -> None:
         if self.critic == "state":
@@ -210,9 +222,9 @@ def _hash(fields: dict, env_digest: str) -> str:
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
-_AT_LEAST_ONE = ("hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch", "n_envs", "n_steps",
-                 "max_neighbours", "replay_size", "replay_batch", "gradient_steps", "target_draws", "eval_every",
-                 "eval_episodes", "final_episodes")  # fmt: skip
+_AT_LEAST_ONE = ("restarts", "hidden", "policy_hidden", "n_draws", "n_correction", "n_posterior", "elbo_batch",
+                 "n_envs", "n_steps", "max_neighbours", "replay_size", "replay_batch", "gradient_steps",
+                 "target_draws", "eval_every", "eval_episodes", "final_episodes")  # fmt: skip
 _NOT_NEGATIVE = ("seed", "steps", "n_couplings", "block", "posterior_couplings", "elbo_steps", "posterior_fit_steps",
                  "enumerate_limit", "chains", "sweeps", "initial_gain", "valid_bonus", "entropy", "latent_kl",
                  "actor_lr", "flow_lr_ratio", "critic_lr", "value_coef", "value_scale", "exploration",
