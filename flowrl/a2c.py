@@ -427,12 +427,17 @@ class Trainer:
             vars(self.reward_scale).update(state["reward_scale"])
         if self.restarts is not None:
             self.restarts.load_state_dict(state["restarts"])
-            if state["env"] is None:
-                self.restarts.restart()
         if self.action_values is not None:
             self.action_values.load_state_dict(state["action_values"])
-            if state["env"] is None:
-                self.action_values.replay.restart()
+        if state["env"] is None:
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """Tell what remembers episodes that those under way are cut off, and new ones begin."""
+        if self.action_values is not None:
+            self.action_values.replay.cut_off()
+        if self.restarts is not None:
+            self.restarts.cut_off()
 
     def summary(self) -> dict:
         """Counts since the start, means since the last summary, as plain numbers."""

@@ -75,10 +75,7 @@ class Fitted(Trainer):
         with bar, _one_thread_on_cpu(self.device), self._interruptible():
             if self.broken:
                 self.observation, self.running, self.broken = self.env.reset(), torch.zeros_like(self.running), False
-                if self.action_values is not None:
-                    self.action_values.replay.restart()
-                if self.restarts is not None:
-                    self.restarts.restart()
+                self.cut_off()
             try:
                 while self.env_steps < end and not self.interrupted:
                     before = self.env_steps

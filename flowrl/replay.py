@@ -50,7 +50,7 @@ class Replay:
         self.filled = torch.maximum(self.filled, self.here.max() + 1)
         self.here = (after[0] + (step.terminated | step.truncated)) % slots  # past the final observation
 
-    def restart(self) -> None:
+    def cut_off(self) -> None:
         """New episodes begin: what is added next follows nothing, and must not overwrite what a transition led to."""
         self.live[self.here, self.column] = 0.0
         self.here = (self.here + 1) % len(self.live)
@@ -72,7 +72,6 @@ class Replay:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
+        state = {"filled": torch.tensor(len(self.live))} | state  # which older files don't have
         for name, values in vars(self).items():
-            values.copy_(
-                state[name] if name != "filled" or name in state else torch.tensor(len(self.live))
-            )  # before it was
+            values.copy_(state[name])

@@ -74,7 +74,7 @@ def test_new_episodes_overwrite_nothing():
         one.action_values.add(one.rollout())
     replay = one.action_values.replay
     before = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(5000, torch.Generator()), strict=True)}
-    replay.restart()
+    replay.cut_off()
     one.observation = one.env.reset()
     one.action_values.add(one.rollout())
     after = {repr([x.tolist() for x in row]) for row in zip(*replay.sample(9000, torch.Generator()), strict=True)}

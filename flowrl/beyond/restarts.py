@@ -67,7 +67,7 @@ class Restarts:
                 trainer.action_values.slow.load_state_dict(self.weights["critic"])
             self.weights = None
 
-    def restart(self) -> None:
+    def cut_off(self) -> None:
         """New episodes begin, cut off from outside."""
         self.running.zero_()
         self.under_way.zero_()
