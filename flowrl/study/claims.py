@@ -364,6 +364,8 @@ def _shown(test: Query, number: float, count: int) -> str:
         digits = None if quantity is None else quantity.digits
         text = significant(abs(number)) if digits is None else f"{abs(number):,.{digits}f}"
         return f"{'−' if number < 0 else '+' if number > 0 else ''}{text}"  # also of a difference that rounds to 0
+    if test.statistic in ("least", "most") and test.of == "score":
+        return f"{number:.3f}"  # one run's: two digits hide on which side of a criterion it is
     return quantity.show(number) if quantity else significant(number, 3)
 
 
