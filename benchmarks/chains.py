@@ -1,15 +1,14 @@
 """Which chains come nearest to π' for an oracle call, and what they cost: python -m benchmarks.chains (a minute).
 
 One state of a tight city, a factored policy with random preferences, chains from staying put, planted: total variation
-to the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. Beside it, printed: how often
-chains would still be valid in the next state, were they carried there; milliseconds a state at D·K = 256 on one core.
+to the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. On ERA-R7, D·K = 256, with an
+untrained policy: milliseconds a state, and how many chains' actions are valid in the next state, too:
+data/benchmarks/chains_state.csv. machine.json says where they were made.
 """
 
 import argparse
-import json
 import time
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -20,11 +19,10 @@ from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.policies import to_flat
 from flowrl.study.config import make_config
-from flowrl.study.records import ROOT, provenance
+from flowrl.study.records import ROOT
 from flowrl.truth.chains import Problem, total_variation
 
-from .__main__ import matmul_gflops
-from .cost import OUT
+from .cost import keep
 
 CITIES = ("ERA-v1-tight", "ERA-v2-tight", "ERA-v3-tight")
 CHAINS = 1_000
@@ -90,37 +88,30 @@ def rare_trainer(**changes) -> Trainer:
     return Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env")))
 
 
-def carried(steps: int = 3) -> float:
-    """The share of chains whose action the oracle still takes in the state after the step: ERA-R7, untrained."""
-    trainer, found = rare_trainer(), []
-    for _ in range(steps):
-        decision, _ = trainer.decide(trainer.observation, trainer.generator)
-        trainer.observation = trainer.env.step(decision.action).observation
-        still = trainer.env.valid(trainer.observation, decision.sample.action)[decision.valid]
-        moved = (decision.sample.action != decision.action[:, None]).any(-1)[decision.valid]
-        found.append(still[moved].double().mean())
-    return float(torch.stack(found).mean())
+def by_step(steps: int = 8) -> list[dict]:
+    """Rows of chains_state.csv, steps of an untrained policy on ERA-R7, 16 chains of 6 sweeps.
 
-
-def milliseconds(repeats: int = 3) -> float:
-    """Of this process a state, for 16 chains of 6 sweeps at D·K = 256: the best of several batches."""
-    trainer, seconds = rare_trainer(), []
-    for _ in range(repeats):
+    milliseconds: of this process, a state; still_valid: the share of chains off the executed action whose action the
+    oracle takes in the state after it.
+    """
+    trainer, rows = rare_trainer(), []
+    for step in range(steps):
         start = time.process_time()
-        _, counts = trainer.decide(trainer.observation, trainer.generator)
-        seconds.append((time.process_time() - start) / counts["chains"])
-    return 1000 * min(seconds)
+        decision, counts = trainer.decide(trainer.observation, trainer.generator)
+        seconds = time.process_time() - start
+        trainer.observation = trainer.env.step(decision.action).observation
+        moved = decision.valid & (decision.sample.action != decision.action[:, None]).any(-1)
+        still = trainer.env.valid(trainer.observation, decision.sample.action)[moved]
+        rows.append({"environment": "ERA-R7", "step": step, "milliseconds": 1000 * seconds / int(counts["chains"]),
+                     "still_valid": float(still.double().mean())})  # fmt: skip
+    return rows
 
 
 def main() -> None:
     argparse.ArgumentParser("benchmarks.chains", description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    rows = [row for name in tqdm(CITIES) for row in mixing(name)]
-    pd.DataFrame(rows).to_csv(OUT / "chains.csv", index=False, float_format="%.4g")
-    machines = json.loads((OUT / "machine.json").read_text())
-    machines["chains"] = {"matmul_gflops": round(matmul_gflops(), 1)} | provenance(torch.device("cpu"))
-    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
-    print(f"{milliseconds():.2f} ms a state; carried, {carried():.3f} would still be valid")
+    keep("chains", [row for name in tqdm(CITIES) for row in mixing(name)])
+    keep("chains_state", by_step())
 
 
 if __name__ == "__main__":

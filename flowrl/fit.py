@@ -188,7 +188,7 @@ def load(
         )
     if not resume:
         state |= {"env": None, "observation": fitted.observation, "running": torch.zeros_like(fitted.running)}
-        state["executed"] = None
+        state["before"] = None
     with _readable(path, data):
         fitted.load_state_dict(state)
     _listen(fitted, eval_env, callback, log, oracle, options)
@@ -252,7 +252,7 @@ def _for_many_actions(config: TrainConfig, size: int, known: bool, method: str |
     if method is None and size > MANY and not RECIPES & settings.keys():
         config = make_config(config.env, "iar-a2c-gumbel", settings)
         if known and "chains" not in settings and config.correction != "paper" and config.n_draws >= 2:
-            config = dataclasses.replace(config, chains=min(8, config.n_draws))
+            config = dataclasses.replace(config, chains=min(8, config.n_draws), carry=settings.get("carry", True))
     if "entropy" in settings or math.log(size) <= LOG_SIZE:
         return config
     return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / math.log(size))

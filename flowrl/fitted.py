@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import rejection
 from .a2c import Rollout, Trainer, seeded
+from .beyond.chains import Start
 from .device import one_thread
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
@@ -233,14 +234,14 @@ class Fitted(Trainer):
         finally:
             self.oracle, self.fallback, self.greedy = before
 
-    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None):
+    def decide(self, observation: Tensor, generator: torch.Generator, before: Start | None = None):
         if not self.greedy:
-            return super().decide(observation, generator, executed)
+            return super().decide(observation, generator, before)
         more = self.config
         if more.policy != "masked":
             more = dataclasses.replace(more, n_draws=max(more.n_draws, GREEDY_DRAWS))
         decided, counts = rejection.decide(
-            self.policy, self.oracle, observation, more, generator, self.fallback, executed
+            self.policy, self.oracle, observation, more, generator, self.fallback, before
         )
         action = greediest(self.policy, decided, generator).where(decided.sampled[:, None], decided.action)
         return decided._replace(action=action), counts

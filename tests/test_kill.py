@@ -41,7 +41,7 @@ PAIRS = [
     ("mask", "ERA-v1", {}),
     ("ar-iar", "ERA-v1", {}),
     ("factored-iar", "ERA-v1", {}),
-    ("iar-a2c-gumbel", "ERA-v3-tight", {"chains": 4}),
+    ("iar-a2c-gumbel", "ERA-v3-tight", {"chains": 4, "carry": True}),
     ("factored-iar", "Line-4x8", {}),
     ("wol-ddpg", "ERA-v1", WOL),
     ("a2c", "CartPole-v1", {}),

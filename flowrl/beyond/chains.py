@@ -21,11 +21,12 @@ more sweeps. Kin: a Gumbel's noise given its argmax
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..policies import FactoredPolicy, FlowPolicy, Sample
+from ..policies import FactoredPolicy, FlowPolicy
 from .gumbel import GumbelFeatures, GumbelFlowPolicy, gumbel, truncated_gumbel
 
 LEAST_BRACKET = 1e-6  # of an ellipse's angle: float32 tells no nearer points apart
@@ -225,17 +226,36 @@ class Chains:
         self.noise, self.latent = torch.where(accepted, noise, self.noise), torch.where(accepted, latent, self.latent)
 
 
-def begin(policy, observation: Tensor, start: Sample, drawn: Tensor, n: int, accepts: Callable, generator) -> Chains:
-    """n chains in each of B states, all from one valid action: from the draw itself, or from an action, planted.
+class Start(NamedTuple):
+    """Actions that chains start from, (B, n, D), and latents (B, n, D, K) of those that `own` (B, n) bool says.
 
-    start: actions (B, 1, D), and the latents (B, 1, D, K) of those that were drawn, drawn (B,) bool; a policy without
-    latents has None: an action's noise can then be drawn anew, exactly. accepts: as in `Chains`.
+    Without latents of its own an action is planted. A policy without latents has None: noise is drawn anew, exactly.
     """
+
+    action: Tensor
+    latent: Tensor | None
+    own: Tensor
+
+    def at(self, index) -> "Start":
+        """Those that an index of the first axes picks."""
+        return Start(self.action[index], None if self.latent is None else self.latent[index], self.own[index])
+
+    def where(self, these: Tensor, other: "Start") -> "Start":
+        """These, (B, n) bool, and the other's for the rest."""
+        wide = these.unsqueeze(-1)
+        latent = other.latent
+        if latent is not None and self.latent is not None:
+            latent = torch.where(wide.unsqueeze(-1), self.latent, latent)
+        own = torch.where(these, self.own & (self.latent is not None), other.own)
+        return Start(torch.where(wide, self.action, other.action), latent, own)
+
+
+def begin(policy, observation: Tensor, start: Start, n: int, accepts: Callable, generator) -> Chains:
+    """n chains in each of B states; start: of all or of each, (B, 1 or n, …), valid; accepts: as in `Chains`."""
     law = NOISES[type(policy)](policy, policy.features(observation))
     action = start.action.expand(-1, n, -1)
     noise, latent = law.planted(action, generator)
-    if start.latent is not None and drawn.any():
-        own = start.latent.expand(-1, n, -1, -1)
-        drawn = drawn[:, None, None, None]
-        noise, latent = torch.where(drawn, law.noise_of(own), noise), torch.where(drawn, own, latent)
+    if start.latent is not None and start.own.any():
+        own, latents = start.own.expand(-1, n)[..., None, None], start.latent.expand(-1, n, -1, -1)
+        noise, latent = torch.where(own, law.noise_of(latents), noise), torch.where(own, latents, latent)
     return Chains(law, noise, latent, action.clone(), accepts, generator)

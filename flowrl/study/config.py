@@ -50,6 +50,7 @@ class TrainConfig:
     enumerate_limit: int = 10_000  # |A| up to which A is enumerated when no draw was valid; 0: never
     chains: int = 0  # Markov chains a state where fewer than two draws are valid and a valid action is known; 0: never
     sweeps: int = 6  # of each chain: every dimension of the action redrawn once, then some together
+    carry: bool = False  # chains go on from where those of the step before ended, where the oracle takes that
     correction: Literal["none", "paper", "mean", "leave_one_out"] = "leave_one_out"  # of the gradient
     valid_bonus: float = 0.01  # λ of the valid-mass bonus λ ∇log Z(s)
 
