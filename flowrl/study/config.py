@@ -32,6 +32,7 @@ class TrainConfig:
     seed: int = 0  # every generator is seeded from (seed, purpose)
     steps: int = 200_000  # environment steps of training
     restarts: int = 1  # trainings, each from new weights, that share the steps; the one that returned most is kept
+    keep_replay: bool = False  # the replay buffer goes on through restarts
 
     # policy
     policy: Policies = "flow"  # its kind
