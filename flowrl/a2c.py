@@ -88,9 +88,9 @@ class Trainer:
         self.generator = seeded(config.seed, "policy", env.device)
         self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.observation = env.reset()
+        self.before: chains.Start | None = None  # what the step before left behind
         self.begin("weights")
         self.restarts = Restarts(config, len(self.observation), env.device) if config.restarts > 1 else None
-        self.before: chains.Start | None = None  # what the step before left behind
         self.env_steps = 0
         self.updates = 0
         self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
@@ -119,6 +119,7 @@ class Trainer:
         }
         self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
         self.memory: list[Tensor] = []
+        self.before = self.before and chains.planted(self.before.action)  # latents were of other weights
         self.action_values = None
         if isinstance(self.critic, ActionCritic):
             flat = self.parameters["critic"]
@@ -424,8 +425,10 @@ class Trainer:
             self.env.load_state_dict(state["env"])
         for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
             setattr(self, name, state[name])
-        before = state.get("before")  # which older files don't have
-        self.before = before and chains.Start(*before)
+        executed = state.get("executed")  # of older files
+        self.before = executed if executed is None else chains.planted(executed[:, None])
+        if state.get("before") is not None:
+            self.before = chains.Start(*state["before"])
         if self.reward_scale is not None:
             vars(self.reward_scale).update(state["reward_scale"])
         if self.restarts is not None:

@@ -32,7 +32,7 @@ from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
 # carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
-STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
+STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4, "carry": True}
 # Their actions may be many. The bonus β H grows with log |A|: it weighs no more than in a city. The recipe's score is
 # shared by draws that coincide; where hardly any do, the Gumbel flow needs none, unless a setting is the recipe's.
 LOG_SIZE, MANY = math.log(1000), 10**6
@@ -252,7 +252,7 @@ def _for_many_actions(config: TrainConfig, size: int, known: bool, method: str |
     if method is None and size > MANY and not RECIPES & settings.keys():
         config = make_config(config.env, "iar-a2c-gumbel", settings)
         if known and "chains" not in settings and config.correction != "paper" and config.n_draws >= 2:
-            config = dataclasses.replace(config, chains=min(8, config.n_draws), carry=settings.get("carry", True))
+            config = dataclasses.replace(config, chains=min(8, config.n_draws))
     if "entropy" in settings or math.log(size) <= LOG_SIZE:
         return config
     return dataclasses.replace(config, entropy=config.entropy * LOG_SIZE / math.log(size))

@@ -244,7 +244,8 @@ class Fitted(Trainer):
             self.policy, self.oracle, observation, more, generator, self.fallback, before
         )
         action = greediest(self.policy, decided, generator).where(decided.sampled[:, None], decided.action)
-        return decided._replace(action=action), counts
+        chosen = (decided.sample.action == action[:, None]).all(-1).byte().argmax(-1)
+        return decided._replace(action=action, chosen=chosen), counts
 
     def evaluate(
         self,

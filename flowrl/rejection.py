@@ -148,10 +148,10 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
         sampled, calls = valid.any(-1) if few else torch.ones_like(short), calls + draws
         if few and not sampled.all():
-            action, rows, before = action.clone(), (~sampled).nonzero().squeeze(-1), counts["asked"]
+            action, rows, asked = action.clone(), (~sampled).nonzero().squeeze(-1), counts["asked"]
             action[rows] = without_draws(policy.sizes, of_rows(oracle, rows), observation[rows], draws[rows], config,
                                          generator, of_rows(fallback, rows), counts)  # fmt: skip
-            calls[rows] += (counts["asked"] - before) // len(rows)
+            calls[rows] += (counts["asked"] - asked) // len(rows)
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled, calls), counts
 
 
@@ -194,7 +194,8 @@ def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, b
     states, drawn = observation[rows], valid[rows].any(-1)
     which = valid[rows].byte().argmax(-1, keepdim=True)
     action, latent = sample.at((rows[:, None], which))
-    start, known, asked = chains.Start(action, latent, drawn[:, None]), drawn, torch.zeros_like(rows)
+    own = drawn[:, None] & (latent is not None)
+    start, known, asked = chains.Start(action, latent, own), drawn, torch.zeros_like(rows)
 
     def accepted(suggested: Tensor) -> Tensor:
         inside = (suggested >= 0).all(-1)  # not NOTHING
@@ -210,22 +211,25 @@ def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, b
         first = left.at((torch.arange(len(rows), device=rows.device)[:, None], taken.byte().argmax(-1, keepdim=True)))
         start = first.where(~known[:, None], start)
         if taken.shape[1] > 1:
-            start = left.where(
-                taken & ~(drawn[:, None] & (torch.arange(taken.shape[1], device=rows.device) == 0)), start
-            )
+            others = torch.arange(taken.shape[1], device=rows.device) > 0
+            start = left.where(taken & (others | ~drawn[:, None]), start)
         known, asked = known | taken.any(-1), asked + taken.shape[1]
     return start, known, asked
 
 
 def left_behind(decision: Decision, config) -> chains.Start:
     """What chains of the next step may start from: the executed action, planted, or, with `carry`, `chains` of what
-    stood for draws, it among them, with their latents; the executed one again where there are no more.
+    stood for draws, it first, with their latents; where these are fewer, they come again.
     """
+    executed = chains.planted(decision.action[:, None])
     if not (config.carry and config.chains):
-        return chains.Start(decision.action[:, None], None, torch.zeros_like(decision.action[:, :1], dtype=torch.bool))
-    part = at_most(decision, config.chains)
-    action = torch.where(part.valid.unsqueeze(-1), part.sample.action, decision.action[:, None])
-    return chains.Start(action, part.sample.latent, part.valid)
+        return executed
+    first = torch.nn.functional.one_hot(decision.chosen, decision.valid.shape[1])
+    index = (decision.valid + 2 * first).topk(config.chains, dim=1).indices  # the chosen one, valid ones, others
+    turn = torch.arange(config.chains, device=index.device) % decision.valid.sum(-1, keepdim=True).clamp_min(1)
+    sample = decision.sample.at((torch.arange(len(index), device=index.device)[:, None], index.gather(1, turn)))
+    drawn = decision.sampled[:, None].expand_as(index)
+    return chains.Start(*sample, drawn & (sample.latent is not None)).where(drawn, executed)
 
 
 def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts, short=None):

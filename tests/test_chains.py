@@ -338,10 +338,6 @@ def settings(**changes):
     return SimpleNamespace(**(defaults | changes))
 
 
-def planted(action):
-    return chains.Start(action, None, torch.zeros(action.shape[:2], dtype=torch.bool))
-
-
 def rows(n):
     return torch.arange(n, dtype=torch.float32)[:, None]
 
@@ -361,7 +357,7 @@ def test_a_known_action_starts_chains_that_stand_for_draws(kind, by):
     """By the fallback or by what was executed before: all executed are valid, nothing is listed, all learn."""
     policy, oracle, known = few_valid(kind)
     by_fallback = None if by == "executed" else (lambda observation: known[observation[:, 0].long()])
-    before = planted(known[:, None]) if by == "executed" else None
+    before = chains.planted(known[:, None]) if by == "executed" else None
     decision, counts = decide(policy, oracle, rows(60), settings(), generator(), by_fallback, before)
     table = oracle.table
     assert table[torch.arange(60), to_flat(decision.action, policy.sizes)].all()
@@ -409,7 +405,7 @@ def test_where_nothing_is_known_all_is_as_without_chains():
             settings(enumerate_limit=0),
             generator(),
             lambda o: wrong[:3],
-            planted(wrong[:3, None]),
+            chains.planted(wrong[:3, None]),
         )
 
 
@@ -444,6 +440,65 @@ def test_chains_that_are_carried_come_nearer_to_the_policy(kind):
         assert (float(truth.total_variation(seen, law)) < floor(law, len(held))) == carry
 
 
+def assert_valid(decision, oracle):
+    """What is executed and what stands for draws."""
+    assert oracle.table.gather(1, to_flat(decision.action, oracle.sizes)[:, None]).all()
+    held = oracle.table.gather(1, to_flat(decision.sample.action, oracle.sizes))
+    assert (decision.valid & ~held).sum() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_start_from_what_was_left_behind_with_its_latents(kind):
+    """No sweep: what the oracle accepts is still there, the rest the fallback's; a valid draw comes first."""
+    sizes, n = (9, 9), 400
+    policy = make(kind, sizes, std=0.1)
+    table = torch.rand(n, 81, generator=generator(1)) < 0.3
+    table[:, 0] = True
+    config = settings(n_draws=4, sweeps=0, carry=True)
+    earlier = policy.sample(policy.features(rows(n)), 4, generator(2))
+    before = chains.Start(*earlier, torch.full((n, 4), earlier.latent is not None))
+    decision, counts = decide(policy, Table(table, sizes), rows(n), config, generator(),
+                              lambda o: torch.zeros(len(o), 2).long(), before)  # fmt: skip
+    assert_valid(decision, Table(table, sizes))
+    drawn = policy.sample(policy.features(rows(n)), 4, generator())  # the same
+    plain, accepted = (table.gather(1, to_flat(x.action, sizes)) for x in (drawn, earlier))
+    alone, none = plain.sum(1) == 1, ~plain.any(1)
+    assert counts["chains"] == int((alone | none).sum())
+    stays = (decision.sample.action == earlier.action).all(-1)
+    assert accepted[none].sum() > 20 and stays[none][accepted[none]].all()
+    assert accepted[alone][:, 1:].sum() > 20 and stays[alone][:, 1:][accepted[alone][:, 1:]].all()
+    assert (decision.sample.action[~accepted & none[:, None]] == 0).all()
+    own = drawn.action[torch.arange(n), plain.byte().argmax(1)]
+    assert torch.equal(decision.sample.action[alone, 0], own[alone])
+    if earlier.latent is not None:
+        assert torch.equal(decision.sample.latent[none][accepted[none]], earlier.latent[none][accepted[none]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("correction", ["mean", "leave_one_out"])
+def test_what_is_left_behind(kind, correction):
+    """The executed action first, then others of what stood for draws, in turn; all with their latents."""
+    policy, sizes = make(kind, (3, 3)), (3, 3)
+    table = torch.rand(200, 9, generator=generator(1)) < 0.3
+    table[:, 4] = True
+    config = settings(chains=4, n_draws=6, correction=correction, carry=True)
+    decision, _ = decide(policy, Table(table, sizes), rows(200), config, generator())
+    left = left_behind(decision, config)
+    assert left.action.shape == (200, 4, 2) and torch.equal(left.action[:, 0], decision.action)
+    assert table.gather(1, to_flat(left.action, sizes)).all()
+    counts = decision.valid.sum(1)
+    assert counts.min() < 4 < counts.max()
+    for row, valid in enumerate(decision.valid):
+        held, kept = to_flat(decision.sample.action[row][valid], sizes), to_flat(left.action[row], sizes)
+        assert set(kept.tolist()) <= set(held.tolist()) or not len(held)
+        assert len(held) > 4 or set(kept.tolist()) == set(held.tolist()) or not len(held)
+    if left.latent is not None:
+        assert torch.equal(left.own, decision.sampled[:, None].expand(-1, 4)) and left.own.any()
+        assert torch.equal(left.latent[left.own].argmax(-1), left.action[left.own])
+    else:
+        assert not left.own.any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_left_behind_is_asked_about_again(kind):
     """Other actions are valid in every step: nothing else is executed, and every oracle call is counted."""
@@ -453,9 +508,8 @@ def test_what_was_left_behind_is_asked_about_again(kind):
         config = settings(carry=True)
         fallback = functools.partial(lambda known, o: known[o[:, 0].long()], known)
         decision, counts = decide(policy, oracle, rows(60), config, generator(step), fallback, before)
-        assert oracle.table[torch.arange(60), to_flat(decision.action, policy.sizes)].all()
-        held = oracle.table.gather(1, to_flat(decision.sample.action, policy.sizes))
-        assert (decision.valid & ~held).sum() == 0 and decision.sampled.all()
+        assert_valid(decision, oracle)
+        assert decision.sampled.all()
         assert oracle.asked == counts["asked"] == int(decision.calls.sum())
         before = left_behind(decision, config)
 
@@ -464,10 +518,11 @@ def test_a_chain_left_behind_starts_others_where_nothing_else_is_known():
     """The executed action is refused now, another one is not; nothing else is suggested."""
     policy, oracle, known = few_valid("factored")
     wrong = to_digits((~oracle.table).byte().argmax(-1), policy.sizes)
-    before = planted(torch.stack((wrong, known, wrong, wrong), 1))
+    before = chains.planted(torch.stack((wrong, known, wrong, wrong), 1))
     decision, counts = decide(policy, oracle, rows(60), settings(enumerate_limit=0, carry=True), generator(),
                               before=before)  # fmt: skip
     assert counts["chains"] == int((decision.n_valid < 2).sum()) > 50 and decision.sampled.all()
+    assert_valid(decision, oracle)
 
 
 class FewFit(gymnasium.Env):

@@ -164,6 +164,8 @@ def test_a_reward_that_is_not_finite_does_not_count():
     ("wol-ddpg", {"restarts": 2}, "restarts is 2; Wol-DDPG allows 1 only"),
     ("factored-iar", {"restarts": 3, "n_envs": 64, "steps": 191}, "restarts is 3, steps 191; it takes at least 192"),
     ("iar-a2c", {"restarts": 2, "n_envs": 64, "steps": 2000, "estimator": "cis"}, "it takes at least 2,176 steps"),
+    ("iar-a2c-q", {"keep_replay": True}, "keep_replay is true; without restarts, .* there is nothing to keep"),
+    ("iar-a2c", {"keep_replay": True, "restarts": 2}, "keep_replay is true; .* with critic state, there is nothing"),
 ])  # fmt: skip
 def test_restarts_that_cannot_be(method, settings, said):
     with pytest.raises(ConfigError, match=said):

@@ -15,7 +15,8 @@ With three dimensions pairs alone mix faster still, after some forty calls; with
 which was not measured, so the sweep has both. A chain that starts from a valid draw is exact from the first sweep on,
 by itself: chains that share a start are dependent until they have mixed, which biases leave-one-out over them (notebook
 12). One that starts from an action known to be valid, planted in a latent, is biased towards that action, the less the
-more sweeps. Kin: a Gumbel's noise given its argmax
+more sweeps. One that goes on from the step before (`carry`) is biased towards the π' of that state and policy: not at
+all while they stay the same, more where they change faster than it mixes. Kin: a Gumbel's noise given its argmax
 (Maddison, Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
 """
 
@@ -227,9 +228,9 @@ class Chains:
 
 
 class Start(NamedTuple):
-    """Actions that chains start from, (B, n, D), and latents (B, n, D, K) of those that `own` (B, n) bool says.
+    """Actions (B, n, D) that chains start from; latents (B, n, D, K) or None; `own` (B, n) bool: whose latents count.
 
-    Without latents of its own an action is planted. A policy without latents has None: noise is drawn anew, exactly.
+    The others are planted. A factored policy has no latents: noise is drawn anew given the action, exactly.
     """
 
     action: Tensor
@@ -242,16 +243,20 @@ class Start(NamedTuple):
 
     def where(self, these: Tensor, other: "Start") -> "Start":
         """These, (B, n) bool, and the other's for the rest."""
-        wide = these.unsqueeze(-1)
-        latent = other.latent
-        if latent is not None and self.latent is not None:
-            latent = torch.where(wide.unsqueeze(-1), self.latent, latent)
-        own = torch.where(these, self.own & (self.latent is not None), other.own)
-        return Start(torch.where(wide, self.action, other.action), latent, own)
+        wide, latent = these.unsqueeze(-1), other.latent if self.latent is None else self.latent
+        if self.latent is not None and other.latent is not None:
+            latent = torch.where(wide.unsqueeze(-1), self.latent, other.latent)
+        return Start(torch.where(wide, self.action, other.action), latent, torch.where(these, self.own, other.own))
+
+
+def planted(action: Tensor) -> Start:
+    """To start from actions (B, n, D) alone."""
+    return Start(action, None, torch.zeros(action.shape[:2], dtype=torch.bool, device=action.device))
 
 
 def begin(policy, observation: Tensor, start: Start, n: int, accepts: Callable, generator) -> Chains:
-    """n chains in each of B states; start: of all or of each, (B, 1 or n, …), valid; accepts: as in `Chains`."""
+    """n chains in each of B states. start: a valid action for all of a state's or one for each, (B, 1 or n, …);
+    accepts: as in `Chains`."""
     law = NOISES[type(policy)](policy, policy.features(observation))
     action = start.action.expand(-1, n, -1)
     noise, latent = law.planted(action, generator)

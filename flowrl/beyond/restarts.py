@@ -13,8 +13,8 @@ class Restarts:
     or, where none did, of the latest in each environment; an episode that began in another training does not count.
     These are episodes of training: the choice costs no step. Entropy and latent KL fall to 0 in every training. What
     follows the last one goes on from the kept weights, with new optimisers and memories. With `keep_replay` the replay
-    buffer goes on through all, so that new weights learn Q from the steps of earlier trainings, too (resets against the
-    primacy bias, Nikishin et al. 2022).
+    buffer outlives every restart, so that new weights learn Q from what earlier trainings saw, too, as much of it as
+    there is room for (resets against the primacy bias, Nikishin et al. 2022).
     """
 
     def __init__(self, config, n_envs: int, device):
