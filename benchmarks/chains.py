@@ -1,12 +1,13 @@
 """Which chains come nearest to π' for an oracle call, and what they cost: python -m benchmarks.chains (a minute).
 
-One state of a tight city, a factored policy with random preferences, chains from staying put, planted: total variation
-to the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. On ERA-R7, D·K = 256, with an
-untrained policy: milliseconds a state, and how many chains' actions are valid in the next state, too:
-data/benchmarks/chains_state.csv. machine.json says where they were made.
+A state of a tight city, a factored policy with random preferences, chains from staying put, planted: total variation to
+the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. Along an episode, chains that
+begin anew in every state beside those that are carried on: data/benchmarks/chains_carry.csv. Milliseconds a state of
+ERA-R7, D·K = 256, untrained: data/benchmarks/chains_state.csv. machine.json says where they were made.
 """
 
 import argparse
+import math
 import time
 
 import torch
@@ -82,28 +83,52 @@ def mixing(name: str) -> list[dict]:
     return rows
 
 
-def rare_trainer(**changes) -> Trainer:
-    config = make_config("ERA-v1", "iar-a2c-gumbel", {"n_draws": 16, "n_correction": 16, "chains": 16} | changes)
-    city = City.load(ROOT / "data" / "cities" / "ERA-R7.json")
-    return Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env")))
+def along(name: str, sweeps: int, steps: int = 24) -> list[dict]:
+    """Rows of chains_carry.csv: chains of so many sweeps in each step of an episode, begun anew or carried on.
 
-
-def by_step(steps: int = 8) -> list[dict]:
-    """Rows of chains_state.csv, steps of an untrained policy on ERA-R7, 16 chains of 6 sweeps.
-
-    milliseconds: of this process, a state; still_valid: the share of chains off the executed action whose action the
-    oracle takes in the state after it.
+    The preferences stay, where the resources stand does not: π' is another one after every move of one of the chains.
     """
-    trainer, rows = rare_trainer(), []
+    env, generator = BatchedERA(City.load(name), 1, "cpu", seeded(0, "env")), seeded(0, "chains")
+    case, _, _, stay = problem(name)
+    everything, rows, held = rejection.all_actions(env.action_sizes, "cpu"), [], {}
+    for step in range(steps):
+        observation = env.observe(env.allocation, env.emergency)
+        valid = rejection.ask_all(env.valid, observation, env.action_sizes)[0]
+        now = Problem(case.log_prob, everything[valid])
+        flat, stay = to_flat(now.actions, env.action_sizes), env.fallback(observation)[0].expand(1, CHAINS, -1)
+        law = chains.FactoredNoise(None, case.log_prob.float()[None])
+        accepts = lambda action, of, seen=observation: env.valid(seen, action)  # noqa: E731
+        for carried in (False, True):
+            before = held.get(carried, stay)
+            ok = accepts(before, None) & carried
+            action = torch.where(ok.unsqueeze(-1), before, stay)
+            run = chains.Chains(law, *law.planted(action, generator), action, accepts, generator)
+            for _ in range(sweeps):
+                run.sweep()
+            held[carried] = run.action
+            seen = (to_flat(run.action, env.action_sizes)[0, :, None] == flat).double().mean(0)
+            about = {"environment": name, "carried": carried, "sweeps": sweeps, "step": step}
+            calls = (run.calls.item() + CHAINS * carried) / CHAINS
+            rows.append(about | {"calls": calls, "still_valid": float(ok.double().mean()) if carried else math.nan,
+                                 "total_variation": float(total_variation(seen, now.restricted))})  # fmt: skip
+        env.step(held[True][:, 0])
+    return rows
+
+
+def milliseconds(steps: int = 8) -> list[dict]:
+    """Rows of chains_state.csv: of `decide`, a state; none has two valid draws, 16 chains of 6 sweeps, carried."""
+    city = City.load(ROOT / "data" / "cities" / "ERA-R7.json")
+    settings = {"n_draws": 16, "n_correction": 16, "chains": 16, "carry": True}
+    config = make_config("ERA-v1", "iar-a2c-gumbel", settings)
+    trainer, rows = Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env"))), []
     for step in range(steps):
         start = time.process_time()
-        decision, counts = trainer.decide(trainer.observation, trainer.generator)
+        decision, counts = trainer.decide(trainer.observation, trainer.generator, trainer.before)
         seconds = time.process_time() - start
+        assert counts["chains"] == config.n_envs
         trainer.observation = trainer.env.step(decision.action).observation
-        moved = decision.valid & (decision.sample.action != decision.action[:, None]).any(-1)
-        still = trainer.env.valid(trainer.observation, decision.sample.action)[moved]
-        rows.append({"environment": "ERA-R7", "step": step, "milliseconds": 1000 * seconds / int(counts["chains"]),
-                     "still_valid": float(still.double().mean())})  # fmt: skip
+        trainer.before = rejection.left_behind(decision, config)
+        rows.append({"environment": city.name, "step": step, "milliseconds": 1000 * seconds / config.n_envs})
     return rows
 
 
@@ -111,7 +136,8 @@ def main() -> None:
     argparse.ArgumentParser("benchmarks.chains", description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     keep("chains", [row for name in tqdm(CITIES) for row in mixing(name)])
-    keep("chains_state", by_step())
+    keep("chains_carry", [row for name in tqdm(CITIES) for sweeps in (2, 6) for row in along(name, sweeps)])
+    keep("chains_state", milliseconds())
 
 
 if __name__ == "__main__":
