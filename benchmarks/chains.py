@@ -83,12 +83,13 @@ def mixing(name: str) -> list[dict]:
     return rows
 
 
-def along(name: str, sweeps: int, steps: int = 24) -> list[dict]:
+def along(name: str, sweeps: int, seed: int, steps: int = 24) -> list[dict]:
     """Rows of chains_carry.csv: chains of so many sweeps in each step of an episode, begun anew or carried on.
 
-    The preferences stay, where the resources stand does not: π' is another one after every move of one of the chains.
+    The policy is the same in all states; what is valid, and so π', changes with every step, which executes the action
+    of the first chain that is carried. Chains that begin anew begin at staying put.
     """
-    env, generator = BatchedERA(City.load(name), 1, "cpu", seeded(0, "env")), seeded(0, "chains")
+    env, generator = BatchedERA(City.load(name), 1, "cpu", seeded(seed, "env")), seeded(seed, "chains")
     case, _, _, stay = problem(name)
     everything, rows, held = rejection.all_actions(env.action_sizes, "cpu"), [], {}
     for step in range(steps):
@@ -107,10 +108,12 @@ def along(name: str, sweeps: int, steps: int = 24) -> list[dict]:
                 run.sweep()
             held[carried] = run.action
             seen = (to_flat(run.action, env.action_sizes)[0, :, None] == flat).double().mean(0)
-            about = {"environment": name, "carried": carried, "sweeps": sweeps, "step": step}
+            floor = 0.5 * (now.restricted * (1 - now.restricted) / CHAINS).sqrt().sum()
+            about = {"environment": name, "carried": carried, "sweeps": sweeps, "seed": seed, "step": step}
             calls = (run.calls.item() + CHAINS * carried) / CHAINS
             rows.append(about | {"calls": calls, "still_valid": float(ok.double().mean()) if carried else math.nan,
-                                 "total_variation": float(total_variation(seen, now.restricted))})  # fmt: skip
+                                 "total_variation": float(total_variation(seen, now.restricted)),
+                                 "floor": float(floor)})  # fmt: skip
         env.step(held[True][:, 0])
     return rows
 
@@ -121,13 +124,15 @@ def milliseconds(steps: int = 8) -> list[dict]:
     settings = {"n_draws": 16, "n_correction": 16, "chains": 16, "carry": True}
     config = make_config("ERA-v1", "iar-a2c-gumbel", settings)
     trainer, rows = Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env"))), []
-    for step in range(steps):
+    for step in range(-1, steps):  # the first warms up, and has nothing to go on from
         start = time.process_time()
         decision, counts = trainer.decide(trainer.observation, trainer.generator, trainer.before)
         seconds = time.process_time() - start
         assert counts["chains"] == config.n_envs
         trainer.observation = trainer.env.step(decision.action).observation
         trainer.before = rejection.left_behind(decision, config)
+        if step < 0:
+            continue
         rows.append({"environment": city.name, "step": step, "milliseconds": 1000 * seconds / config.n_envs})
     return rows
 
@@ -136,7 +141,10 @@ def main() -> None:
     argparse.ArgumentParser("benchmarks.chains", description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
     keep("chains", [row for name in tqdm(CITIES) for row in mixing(name)])
-    keep("chains_carry", [row for name in tqdm(CITIES) for sweeps in (2, 6) for row in along(name, sweeps)])
+    keep(
+        "chains_carry",
+        [row for name in tqdm(CITIES) for sweeps in (2, 6) for seed in range(8) for row in along(name, sweeps, seed)],
+    )
     keep("chains_state", milliseconds())
 
 

@@ -30,6 +30,7 @@ from .policies import (
     check_size,
     packed,
 )
+from .replay import Replay
 from .returns import ActionCritic, Critic, RewardScale, n_step_returns
 
 POLICIES = {
@@ -96,8 +97,9 @@ class Trainer:
         self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
         self.sums = torch.zeros(len(MEANS), device=env.device)
 
-    def begin(self, purpose: str) -> None:
-        """New networks, of weights seeded by (seed, purpose), their optimisers, and memories with nothing in them."""
+    def begin(self, purpose: str, replay: Replay | None = None) -> None:
+        """New networks, of weights seeded by (seed, purpose), their optimisers, and memories with nothing in them but
+        the replay buffer's, if one is given."""
         config, env = self.config, self.env
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(config.seed, purpose).initial_seed())
@@ -119,12 +121,16 @@ class Trainer:
         }
         self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
         self.memory: list[Tensor] = []
-        self.before = self.before and chains.planted(self.before.action)  # latents were of other weights
+        self.forget_latents()
         self.action_values = None
         if isinstance(self.critic, ActionCritic):
             flat = self.parameters["critic"]
             self.optimisers["critic"] = torch.optim.Adam([flat], lr=config.critic_lr)
-            self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config)
+            self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config, replay)
+
+    def forget_latents(self) -> None:
+        """Other weights have come: what chains may start from are the actions of the step before alone."""
+        self.before = self.before and chains.planted(self.before.action)
 
     # ------------------------------------------------------------------------------------------------ acting
 

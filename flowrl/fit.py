@@ -31,9 +31,8 @@ from .study.config import A2C_METHODS, NO_CONSTRAINTS, TrainConfig, choose, make
 
 MOST_WITHOUT = 0.01  # share of steps without a valid draw above which `fit` warns
 # Strangers' rewards are of any scale and often rare: scaled, with a critic in their units, and n-step returns, which
-# carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments. Chains,
-# if any, go on from step to step.
-STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4, "carry": True}
+# carry a rare reward back n times as fast, in as many updates of as many states as one step of 64 environments
+STRANGERS = {"normalise_reward": True, "value_scale": 1.0, "n_envs": 16, "n_steps": 4}
 # Their actions may be many. The bonus β H grows with log |A|: it weighs no more than in a city. The recipe's score is
 # shared by draws that coincide; where hardly any do, the Gumbel flow needs none, unless a setting is the recipe's.
 LOG_SIZE, MANY = math.log(1000), 10**6
@@ -189,7 +188,7 @@ def load(
         )
     if not resume:
         state |= {"env": None, "observation": fitted.observation, "running": torch.zeros_like(fitted.running)}
-        state["before"] = None
+        state |= {"before": None, "executed": None}
     with _readable(path, data):
         fitted.load_state_dict(state)
     _listen(fitted, eval_env, callback, log, oracle, options)

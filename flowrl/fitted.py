@@ -177,9 +177,9 @@ class Fitted(Trainer):
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
         draws where the policy knows probabilities, else the most frequent one; the same whenever that state is asked
-        about alone. Where nothing is valid, the noop that `fit` was told of. Chains begin anew in every call; only
-        `evaluate` knows the state before. Raises NoValidActionError where no valid action is found; ValueError;
-        FloatingPointError where the observation is not finite.
+        about alone. Where nothing is valid, the noop that `fit` was told of. Chains begin anew in every call; with
+        `carry` they go on in training and `evaluate` only. Raises NoValidActionError where no valid action is found;
+        ValueError; FloatingPointError where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -285,6 +285,7 @@ class Fitted(Trainer):
             raise ValueError("nothing was evaluated; give fit an eval_env")
         self.policy.load_state_dict(self.best["policy"])
         self.critic.load_state_dict(self.best["critic"])
+        self.forget_latents()
         return self
 
     # ------------------------------------------------------------------------------------------- checkpoints

@@ -2,6 +2,7 @@
 the policy gradient through them against its exact expectation; never an invalid action; what is counted and refused.
 """
 
+import copy
 import functools
 import math
 from types import SimpleNamespace
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import flowrl
+from flowrl.a2c import Trainer
 from flowrl.beyond import chains
 from flowrl.beyond.gumbel import GumbelFlowPolicy
+from flowrl.envs import make_batched
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.policies import FactoredPolicy, FlowPolicy, Sample, to_digits, to_flat
@@ -512,6 +515,24 @@ def test_what_was_left_behind_is_asked_about_again(kind):
         assert decision.sampled.all()
         assert oracle.asked == counts["asked"] == int(decision.calls.sum())
         before = left_behind(decision, config)
+
+
+def test_latents_of_other_weights_are_forgotten_and_older_files_read():
+    """What chains start from: with latents, until new weights come; the action alone in files of before `carry`."""
+    settings = {"chains": 4, "carry": True, "n_envs": 8, "hidden": 8}
+    trainer, other = (
+        Trainer(make_config("ERA-v3-tight", "iar-a2c-gumbel", settings), make_batched("ERA-v3-tight", 8)) for _ in "ab"
+    )
+    trainer.step()
+    assert trainer.before.own.any() and trainer.before.action.shape == (8, 4, 3)
+    state = copy.deepcopy(trainer.state_dict())
+    executed = state.pop("before")[0][:, 0]
+    other.load_state_dict(state | {"executed": executed})
+    assert torch.equal(other.before.action, executed[:, None]) and not other.before.own.any()
+    trainer.begin("weights/1")
+    assert torch.equal(trainer.before.action[:, 0], executed) and not trainer.before.own.any()
+    trainer.step()
+    other.step()
 
 
 def test_a_chain_left_behind_starts_others_where_nothing_else_is_known():

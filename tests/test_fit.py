@@ -466,7 +466,7 @@ def test_few_valid_actions_and_one_that_is_known():
         flowrl.fit(Wide, oracle="fits", steps=8, **few)
     nothing = np.zeros(30, dtype=np.int8)
     trainer = flowrl.fit(Wide, oracle="fits", steps=80, known_valid=nothing, **few)
-    assert (trainer.config.method, trainer.config.chains, trainer.config.carry) == ("iar-a2c-gumbel", 8, True)
+    assert (trainer.config.method, trainer.config.chains) == ("iar-a2c-gumbel", 8)
     assert (trainer.counts["chains"], trainer.counts["fallbacks"], trainer.env.violations) == (80, 0, 0)
     with pytest.warns(UserWarning, match="no draw was valid in 100%"):
         known = {"known_valid": lambda observation: nothing}

@@ -15,8 +15,9 @@ With three dimensions pairs alone mix faster still, after some forty calls; with
 which was not measured, so the sweep has both. A chain that starts from a valid draw is exact from the first sweep on,
 by itself: chains that share a start are dependent until they have mixed, which biases leave-one-out over them (notebook
 12). One that starts from an action known to be valid, planted in a latent, is biased towards that action, the less the
-more sweeps. One that goes on from the step before (`carry`) is biased towards the π' of that state and policy: not at
-all while they stay the same, more where they change faster than it mixes. Kin: a Gumbel's noise given its argmax
+more sweeps. One that goes on from the step before (`carry`) is biased towards the π' of that state and policy: in
+the long run not at all where they stay the same, more where they change faster than it mixes, as where the next state
+is the first of another episode. Kin: a Gumbel's noise given its argmax
 (Maddison, Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
 """
 

@@ -70,10 +70,7 @@ class Restarts:
             self.weights = None
 
     def _begin(self, trainer, purpose: str) -> None:
-        kept = trainer.action_values.replay if self.keep_replay and trainer.action_values is not None else None
-        trainer.begin(purpose)
-        if kept is not None:
-            trainer.action_values.replay = kept
+        trainer.begin(purpose, trainer.action_values.replay if self.keep_replay else None)
 
     def cut_off(self) -> None:
         """New episodes begin, cut off from outside."""
