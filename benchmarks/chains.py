@@ -1,15 +1,15 @@
 """Which chains come nearest to π' for an oracle call, and what they cost: python -m benchmarks.chains (a minute).
 
-One state of a tight city, a factored policy with random preferences, chains from staying put, planted: total variation
-to the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. Beside it, printed: how often
-chains would still be valid in the next state, were they carried there; milliseconds a state at D·K = 256 on one core.
+A state of a tight city, a factored policy with random preferences, chains from staying put, planted: total variation to
+the enumerated π' against oracle calls a chain, by kernel: data/benchmarks/chains.csv. Along an episode, chains that
+begin anew in every state beside those that are carried on: data/benchmarks/chains_carry.csv. Milliseconds a state of
+ERA-R7, D·K = 256, untrained: data/benchmarks/chains_state.csv. machine.json says where they were made.
 """
 
 import argparse
-import json
+import math
 import time
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -20,11 +20,10 @@ from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.policies import to_flat
 from flowrl.study.config import make_config
-from flowrl.study.records import ROOT, provenance
+from flowrl.study.records import ROOT
 from flowrl.truth.chains import Problem, total_variation
 
-from .__main__ import matmul_gflops
-from .cost import OUT
+from .cost import keep
 
 CITIES = ("ERA-v1-tight", "ERA-v2-tight", "ERA-v3-tight")
 CHAINS = 1_000
@@ -84,43 +83,69 @@ def mixing(name: str) -> list[dict]:
     return rows
 
 
-def rare_trainer(**changes) -> Trainer:
-    config = make_config("ERA-v1", "iar-a2c-gumbel", {"n_draws": 16, "n_correction": 16, "chains": 16} | changes)
+def along(name: str, sweeps: int, seed: int, steps: int = 24) -> list[dict]:
+    """Rows of chains_carry.csv: chains of so many sweeps in each step of an episode, begun anew or carried on.
+
+    The policy is the same in all states; what is valid, and so π', changes with every step, which executes the action
+    of the first chain that is carried. Chains that begin anew begin at staying put.
+    """
+    env, generator = BatchedERA(City.load(name), 1, "cpu", seeded(seed, "env")), seeded(seed, "chains")
+    case, _, _, stay = problem(name)
+    everything, rows, held = rejection.all_actions(env.action_sizes, "cpu"), [], {}
+    for step in range(steps):
+        observation = env.observe(env.allocation, env.emergency)
+        valid = rejection.ask_all(env.valid, observation, env.action_sizes)[0]
+        now = Problem(case.log_prob, everything[valid])
+        flat, stay = to_flat(now.actions, env.action_sizes), env.fallback(observation)[0].expand(1, CHAINS, -1)
+        law = chains.FactoredNoise(None, case.log_prob.float()[None])
+        accepts = lambda action, of, seen=observation: env.valid(seen, action)  # noqa: E731
+        for carried in (False, True):
+            before = held.get(carried, stay)
+            ok = accepts(before, None) & carried
+            action = torch.where(ok.unsqueeze(-1), before, stay)
+            run = chains.Chains(law, *law.planted(action, generator), action, accepts, generator)
+            for _ in range(sweeps):
+                run.sweep()
+            held[carried] = run.action
+            seen = (to_flat(run.action, env.action_sizes)[0, :, None] == flat).double().mean(0)
+            floor = 0.5 * (now.restricted * (1 - now.restricted) / CHAINS).sqrt().sum()
+            about = {"environment": name, "carried": carried, "sweeps": sweeps, "seed": seed, "step": step}
+            calls = (run.calls.item() + CHAINS * carried) / CHAINS
+            rows.append(about | {"calls": calls, "still_valid": float(ok.double().mean()) if carried else math.nan,
+                                 "total_variation": float(total_variation(seen, now.restricted)),
+                                 "floor": float(floor)})  # fmt: skip
+        env.step(held[True][:, 0])
+    return rows
+
+
+def milliseconds(steps: int = 8) -> list[dict]:
+    """Rows of chains_state.csv: of `decide`, a state; none has two valid draws, 16 chains of 6 sweeps, carried."""
     city = City.load(ROOT / "data" / "cities" / "ERA-R7.json")
-    return Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env")))
-
-
-def carried(steps: int = 3) -> float:
-    """The share of chains whose action the oracle still takes in the state after the step: ERA-R7, untrained."""
-    trainer, found = rare_trainer(), []
-    for _ in range(steps):
-        decision, _ = trainer.decide(trainer.observation, trainer.generator)
-        trainer.observation = trainer.env.step(decision.action).observation
-        still = trainer.env.valid(trainer.observation, decision.sample.action)[decision.valid]
-        moved = (decision.sample.action != decision.action[:, None]).any(-1)[decision.valid]
-        found.append(still[moved].double().mean())
-    return float(torch.stack(found).mean())
-
-
-def milliseconds(repeats: int = 3) -> float:
-    """Of this process a state, for 16 chains of 6 sweeps at D·K = 256: the best of several batches."""
-    trainer, seconds = rare_trainer(), []
-    for _ in range(repeats):
+    settings = {"n_draws": 16, "n_correction": 16, "chains": 16, "carry": True}
+    config = make_config("ERA-v1", "iar-a2c-gumbel", settings)
+    trainer, rows = Trainer(config, BatchedERA(city, config.n_envs, "cpu", seeded(0, "env"))), []
+    for step in range(-1, steps):  # the first warms up, and has nothing to go on from
         start = time.process_time()
-        _, counts = trainer.decide(trainer.observation, trainer.generator)
-        seconds.append((time.process_time() - start) / counts["chains"])
-    return 1000 * min(seconds)
+        decision, counts = trainer.decide(trainer.observation, trainer.generator, trainer.before)
+        seconds = time.process_time() - start
+        assert counts["chains"] == config.n_envs
+        trainer.observation = trainer.env.step(decision.action).observation
+        trainer.before = rejection.left_behind(decision, config)
+        if step < 0:
+            continue
+        rows.append({"environment": city.name, "step": step, "milliseconds": 1000 * seconds / config.n_envs})
+    return rows
 
 
 def main() -> None:
     argparse.ArgumentParser("benchmarks.chains", description=__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(1)
-    rows = [row for name in tqdm(CITIES) for row in mixing(name)]
-    pd.DataFrame(rows).to_csv(OUT / "chains.csv", index=False, float_format="%.4g")
-    machines = json.loads((OUT / "machine.json").read_text())
-    machines["chains"] = {"matmul_gflops": round(matmul_gflops(), 1)} | provenance(torch.device("cpu"))
-    (OUT / "machine.json").write_text(json.dumps(machines, indent=1) + "\n")
-    print(f"{milliseconds():.2f} ms a state; carried, {carried():.3f} would still be valid")
+    keep("chains", [row for name in tqdm(CITIES) for row in mixing(name)])
+    keep(
+        "chains_carry",
+        [row for name in tqdm(CITIES) for sweeps in (2, 6) for seed in range(8) for row in along(name, sweeps, seed)],
+    )
+    keep("chains_state", milliseconds())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import rejection
+from .beyond import chains
 from .beyond.action_values import ActionValues
 from .beyond.gumbel import GumbelFlowPolicy
 from .beyond.restarts import Restarts
@@ -29,6 +30,7 @@ from .policies import (
     check_size,
     packed,
 )
+from .replay import Replay
 from .returns import ActionCritic, Critic, RewardScale, n_step_returns
 
 POLICIES = {
@@ -87,16 +89,17 @@ class Trainer:
         self.generator = seeded(config.seed, "policy", env.device)
         self.reward_scale = RewardScale(env.n_envs, config.gamma, env.device) if config.normalise_reward else None
         self.observation = env.reset()
+        self.before: chains.Start | None = None  # what the step before left behind
         self.begin("weights")
         self.restarts = Restarts(config, len(self.observation), env.device) if config.restarts > 1 else None
-        self.executed: Tensor | None = None  # in the step before, (B, D)
         self.env_steps = 0
         self.updates = 0
         self.counts: dict[str, int | Tensor] = dict.fromkeys(COUNTS, 0)
         self.sums = torch.zeros(len(MEANS), device=env.device)
 
-    def begin(self, purpose: str) -> None:
-        """New networks, of weights seeded by (seed, purpose), their optimisers, and memories with nothing in them."""
+    def begin(self, purpose: str, replay: Replay | None = None) -> None:
+        """New networks, of weights seeded by (seed, purpose), their optimisers, and memories with nothing in them but
+        the replay buffer's, if one is given."""
         config, env = self.config, self.env
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeded(config.seed, purpose).initial_seed())
@@ -118,25 +121,30 @@ class Trainer:
         }
         self.policy_groups = [name for name in ("actor", "flow", "encoder") if name in self.parameters]
         self.memory: list[Tensor] = []
+        self.forget_latents()
         self.action_values = None
         if isinstance(self.critic, ActionCritic):
             flat = self.parameters["critic"]
             self.optimisers["critic"] = torch.optim.Adam([flat], lr=config.critic_lr)
-            self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config)
+            self.action_values = ActionValues(self.critic, flat, self.observation, env.action_sizes, config, replay)
+
+    def forget_latents(self) -> None:
+        """Other weights have come: what chains may start from are the actions of the step before alone."""
+        self.before = self.before and chains.planted(self.before.action)
 
     # ------------------------------------------------------------------------------------------------ acting
 
-    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None):
-        """executed: what was executed before, (B, D), or None → the decision, and counts as of `rejection.decide`."""
-        return rejection.decide(self.policy, self.oracle, observation, self.config, generator, self.fallback, executed)
+    def decide(self, observation: Tensor, generator: torch.Generator, before: chains.Start | None = None):
+        """before: as of `rejection.decide` → the decision, and counts."""
+        return rejection.decide(self.policy, self.oracle, observation, self.config, generator, self.fallback, before)
 
     def rollout(self) -> Rollout:
         """n_steps in every environment, with the policy as it stands."""
         decisions, steps = [], []
         for _ in range(self.config.n_steps):
-            decision, counts = self.decide(self.observation, self.generator, self.executed)
+            decision, counts = self.decide(self.observation, self.generator, self.before)
             step = self.env.step(decision.action)
-            self.observation, self.executed = step.observation, decision.action
+            self.observation, self.before = step.observation, rejection.left_behind(decision, self.config)
             decisions.append(decision)
             steps.append(step)
             for name, count in counts.items():
@@ -380,12 +388,12 @@ class Trainer:
         env: a batch of n_episodes environments apart from training; an episode counts up to `most_steps` of it. Also
         the counts that `decide` gives, and `calls`, the oracle calls of each decision.
         """
-        observation, executed, calls = env.reset(), None, []
+        observation, before, calls = env.reset(), None, []
         returns = torch.zeros(n_episodes, dtype=torch.float64, device=self.device)
         running = torch.ones(n_episodes, dtype=torch.bool, device=self.device)
         totals = dict.fromkeys(("states", *rejection.COUNTS), 0)
         while running.any() and totals["states"] < most_steps * n_episodes:
-            decision, counts = self.decide(observation, generator, executed)
+            decision, counts = self.decide(observation, generator, before)
             assert decision.calls is not None  # `decide` counts them
             calls.append(decision.calls[running])
             for name, count in counts.items():
@@ -394,7 +402,7 @@ class Trainer:
             step = env.step(decision.action)
             returns += torch.where(running, step.reward, 0.0)
             running &= ~(step.terminated | step.truncated)
-            observation, executed = step.observation, decision.action
+            observation, before = step.observation, rejection.left_behind(decision, self.config)
         return returns, totals | {"calls": torch.cat(calls) if calls else torch.zeros(0)}
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -405,7 +413,7 @@ class Trainer:
             "policy": self.policy.state_dict(), "critic": self.critic.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "generator": self.generator.get_state(), "env": self.env.state_dict(), "observation": self.observation,
-            "executed": self.executed,
+            "before": self.before and tuple(self.before),
             "memory": self.memory, "env_steps": self.env_steps, "updates": self.updates, "counts": self.counts,
             "sums": self.sums,
         } | ({} if self.reward_scale is None else {"reward_scale": vars(self.reward_scale)}) \
@@ -421,8 +429,12 @@ class Trainer:
         self.generator.set_state(state["generator"].cpu())
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])
-        for name in ("observation", "executed", "memory", "env_steps", "updates", "counts", "sums"):
+        for name in ("observation", "memory", "env_steps", "updates", "counts", "sums"):
             setattr(self, name, state[name])
+        executed = state.get("executed")  # of older files
+        self.before = executed if executed is None else chains.planted(executed[:, None])
+        if state.get("before") is not None:
+            self.before = chains.Start(*state["before"])
         if self.reward_scale is not None:
             vars(self.reward_scale).update(state["reward_scale"])
         if self.restarts is not None:

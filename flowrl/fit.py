@@ -188,7 +188,7 @@ def load(
         )
     if not resume:
         state |= {"env": None, "observation": fitted.observation, "running": torch.zeros_like(fitted.running)}
-        state["executed"] = None
+        state |= {"before": None, "executed": None}
     with _readable(path, data):
         fitted.load_state_dict(state)
     _listen(fitted, eval_env, callback, log, oracle, options)

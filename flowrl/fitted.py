@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from . import rejection
 from .a2c import Rollout, Trainer, seeded
+from .beyond.chains import Start
 from .device import one_thread
 from .envs.batched import Batched, Oracle
 from .envs.gym import GymBatched
@@ -176,8 +177,9 @@ class Fitted(Trainer):
         observation: as the environment gives it. Where info, or the environment itself, tells what is valid, that has
         to be given too, or an action_mask (or list of valid actions) instead. greedy: the most probable of the valid
         draws where the policy knows probabilities, else the most frequent one; the same whenever that state is asked
-        about alone. Where nothing is valid, the noop that `fit` was told of. Raises NoValidActionError where no valid
-        action is found; ValueError; FloatingPointError where the observation is not finite.
+        about alone. Where nothing is valid, the noop that `fit` was told of. Chains begin anew in every call; with
+        `carry` they go on in training and `evaluate` only. Raises NoValidActionError where no valid action is found;
+        ValueError; FloatingPointError where the observation is not finite.
         """
         return self.act_many([observation], greedy, _alone(action_mask), _alone(info), _alone(env))[0]
 
@@ -233,17 +235,18 @@ class Fitted(Trainer):
         finally:
             self.oracle, self.fallback, self.greedy = before
 
-    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None):
+    def decide(self, observation: Tensor, generator: torch.Generator, before: Start | None = None):
         if not self.greedy:
-            return super().decide(observation, generator, executed)
+            return super().decide(observation, generator, before)
         more = self.config
         if more.policy != "masked":
             more = dataclasses.replace(more, n_draws=max(more.n_draws, GREEDY_DRAWS))
         decided, counts = rejection.decide(
-            self.policy, self.oracle, observation, more, generator, self.fallback, executed
+            self.policy, self.oracle, observation, more, generator, self.fallback, before
         )
         action = greediest(self.policy, decided, generator).where(decided.sampled[:, None], decided.action)
-        return decided._replace(action=action), counts
+        chosen = (decided.sample.action == action[:, None]).all(-1).byte().argmax(-1)
+        return decided._replace(action=action, chosen=chosen), counts
 
     def evaluate(
         self,
@@ -282,6 +285,7 @@ class Fitted(Trainer):
             raise ValueError("nothing was evaluated; give fit an eval_env")
         self.policy.load_state_dict(self.best["policy"])
         self.critic.load_state_dict(self.best["critic"])
+        self.forget_latents()
         return self
 
     # ------------------------------------------------------------------------------------------- checkpoints

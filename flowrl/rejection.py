@@ -88,12 +88,12 @@ def _pick(valid: Tensor, generator) -> Tensor:
     return ((1 + noise) * valid).argmax(-1)  # 1 + noise: a draw of exactly 0 must not lose to an invalid one
 
 
-def decide(policy, oracle, observation: Tensor, config, generator, fallback=None, executed=None):
+def decide(policy, oracle, observation: Tensor, config, generator, fallback=None, before=None):
     """Draw, ask, reject, choose: one executed action for each of B states, never one that the oracle refused.
 
     oracle(observation (B, …), actions (B, S, D)) → bool (B, S); fallback(observation) → actions (B, D) or None. Where
     no valid action is found and the fallback says that it `accepts_nothing`, the action is NOTHING, and counts as one.
-    executed: what was executed in the step before, (B, D), or None: where the oracle takes it, chains may start there.
+    before: what the step before left behind (`left_behind`), or None: chains may start there, where the oracle agrees.
     Returns the decision and counts: `resamples` (states that needed more than S draws), `chains` (states that chains
     took over) and their `chain_calls`, `enumerations`, `fallbacks`, `asked` (oracle calls).
     Raises NoValidActionError; ValueError where oracle or fallback answer in another form; FloatingPointError where a
@@ -140,7 +140,7 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         few = bool(short.any())
         if few and config.chains:
             sample, valid, short, calls = take_over(policy, oracle, observation, sample, valid, short, config,
-                                                    generator, fallback, executed, counts)  # fmt: skip
+                                                    generator, fallback, before, counts)  # fmt: skip
         if few and (not config.chains or short.any()):
             sample, valid, n_valid, draws = redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed,
                                                    config, generator, counts, short)  # fmt: skip
@@ -148,20 +148,20 @@ def decide(policy, oracle, observation: Tensor, config, generator, fallback=None
         action = sample.action[torch.arange(B, device=chosen.device), chosen]
         sampled, calls = valid.any(-1) if few else torch.ones_like(short), calls + draws
         if few and not sampled.all():
-            action, rows, before = action.clone(), (~sampled).nonzero().squeeze(-1), counts["asked"]
+            action, rows, asked = action.clone(), (~sampled).nonzero().squeeze(-1), counts["asked"]
             action[rows] = without_draws(policy.sizes, of_rows(oracle, rows), observation[rows], draws[rows], config,
                                          generator, of_rows(fallback, rows), counts)  # fmt: skip
-            calls[rows] += (counts["asked"] - before) // len(rows)
+            calls[rows] += (counts["asked"] - asked) // len(rows)
         return Decision(observation, None, sample, valid, n_valid, draws, chosen, action, sampled, calls), counts
 
 
-def take_over(policy, oracle, observation, sample: Sample, valid, short, config, generator, fallback, executed, counts):
+def take_over(policy, oracle, observation, sample: Sample, valid, short, config, generator, fallback, before, counts):
     """Chains instead of draws in the short states, (B,) bool, of which a valid action is known.
 
     Returns sample and valid with the chains' draws first, which states are still short, and the oracle calls, (B,).
     """
     rows, n = short.nonzero().squeeze(-1), config.chains
-    start, drawn, known, asked = _known(policy, oracle, observation, sample, valid, rows, fallback, executed)
+    start, known, asked = _known(policy, oracle, observation, sample, valid, rows, fallback, before)
     calls = torch.zeros_like(short, dtype=torch.int64).index_put((rows,), asked)
     rows, start = rows[known], start.at(known)
     if len(rows):
@@ -170,7 +170,7 @@ def take_over(policy, oracle, observation, sample: Sample, valid, short, config,
             these = rows if of is None else rows[of]
             return ask(of_rows(oracle, these), observation[these], action)
 
-        run = chains.begin(policy, observation[rows], start, drawn[known], n, accepts, generator)
+        run = chains.begin(policy, observation[rows], start, n, accepts, generator)
         for _ in range(config.sweeps):
             run.sweep()
         sample, valid = sample.clone(), valid.clone()
@@ -184,24 +184,52 @@ def take_over(policy, oracle, observation, sample: Sample, valid, short, config,
     return sample, valid, short.index_put((rows,), torch.zeros_like(rows, dtype=torch.bool)), calls
 
 
-def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, executed):
-    """A valid action of each of these states (b,), where one is known: actions (b, 1, D) and latents; whether it was
-    drawn, whether there is one, and how often the oracle was asked, (b,) each.
+def _known(policy, oracle, observation, sample: Sample, valid, rows, fallback, before):
+    """Valid actions of these states, (b,), to start chains from, `chains.Start`, one each, or more of what was left
+    behind; whether there is any, and how often the oracle was asked, (b,) each.
 
-    A valid draw, else what the fallback names, else what was executed before, where the oracle accepts it.
+    The first is a valid draw, else what the fallback names, else what was executed before or left behind, where the
+    oracle accepts it. Where more was left behind, all but a draw give way to what the oracle accepts of that.
     """
     states, drawn = observation[rows], valid[rows].any(-1)
     which = valid[rows].byte().argmax(-1, keepdim=True)
-    start = sample.at((rows[:, None], which))
-    first, known, asked = start.action, drawn, torch.zeros_like(rows)
-    before = None if executed is None else executed[rows]
-    for suggest in (lambda: _suggested(policy.sizes, states, of_rows(fallback, rows)), lambda: before):
-        if not known.all() and (suggested := suggest()) is not None:
-            inside = (suggested >= 0).all(-1)  # not NOTHING
-            accepted = inside & ask(of_rows(oracle, rows), states, suggested.clamp_min(0)[:, None])[:, 0]
-            first = torch.where((accepted & ~known)[:, None, None], suggested[:, None], first)
-            known, asked = known | accepted, asked + 1
-    return start._replace(action=first), drawn, known, asked
+    action, latent = sample.at((rows[:, None], which))
+    own = drawn[:, None] & (latent is not None)
+    start, known, asked = chains.Start(action, latent, own), drawn, torch.zeros_like(rows)
+
+    def accepted(suggested: Tensor) -> Tensor:
+        inside = (suggested >= 0).all(-1)  # not NOTHING
+        return inside & ask(of_rows(oracle, rows), states, suggested.clamp_min(0))
+
+    if not known.all() and (suggested := _suggested(policy.sizes, states, of_rows(fallback, rows))) is not None:
+        taken = accepted(suggested[:, None])[:, 0]
+        action = torch.where((taken & ~known)[:, None, None], suggested[:, None], start.action)
+        start, known, asked = start._replace(action=action), known | taken, asked + 1
+    if before is not None and (before.action.shape[1] > 1 or not known.all()):
+        left = before.at(rows)
+        taken = accepted(left.action)
+        first = left.at((torch.arange(len(rows), device=rows.device)[:, None], taken.byte().argmax(-1, keepdim=True)))
+        start = first.where(~known[:, None], start)
+        if taken.shape[1] > 1:
+            others = torch.arange(taken.shape[1], device=rows.device) > 0
+            start = left.where(taken & (others | ~drawn[:, None]), start)
+        known, asked = known | taken.any(-1), asked + taken.shape[1]
+    return start, known, asked
+
+
+def left_behind(decision: Decision, config) -> chains.Start:
+    """What chains of the next step may start from: the executed action, planted, or, with `carry`, `chains` of what
+    stood for draws, it first, with their latents; where these are fewer, they come again.
+    """
+    executed = chains.planted(decision.action[:, None])
+    if not (config.carry and config.chains):
+        return executed
+    first = torch.nn.functional.one_hot(decision.chosen, decision.valid.shape[1])
+    index = (decision.valid + 2 * first).topk(config.chains, dim=1).indices  # the chosen one, valid ones, others
+    turn = torch.arange(config.chains, device=index.device) % decision.valid.sum(-1, keepdim=True).clamp_min(1)
+    sample = decision.sample.at((torch.arange(len(index), device=index.device)[:, None], index.gather(1, turn)))
+    drawn = decision.sampled[:, None].expand_as(index)
+    return chains.Start(*sample, drawn & (sample.latent is not None)).where(drawn, executed)
 
 
 def redraw(policy, oracle, observation, sample, valid, n_valid, draws, needed, config, generator, counts, short=None):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .a2c import COUNTS, MEANS, Trainer, seeded
+from .beyond.chains import Start
 from .encoders import make_encoder
 from .optimisers import flat_parameters
 from .policies import check_size, to_digits
@@ -115,7 +116,7 @@ class WolpertingerTrainer(Trainer):
         return actions.gather(1, index[:, None, None].expand(-1, -1, actions.shape[2])).squeeze(1), value
 
     @torch.no_grad()
-    def decide(self, observation: Tensor, generator: torch.Generator, executed: Tensor | None = None,
+    def decide(self, observation: Tensor, generator: torch.Generator, before: Start | None = None,
                exploration: float = 0.0) -> tuple[Choice, dict]:  # fmt: skip
         """The executed action, greedy unless noise N(0, exploration²) is put on the proto-action; no counts."""
         proto = self.policy(observation)

@@ -206,7 +206,7 @@ def test_the_audits_rules_are_the_environments_without_its_tables(name):
     one, noise = audit.Audit(env), seeded(0, "noise")
     one.train(trainer, 64)
     sizes = torch.tensor(env.action_sizes)
-    last = trainer.executed[:, None].expand(-1, 40, -1)
+    last = trainer.before.action.expand(-1, 40, -1)
     drawn = (torch.rand(last.shape, generator=noise) * sizes).long()
     asked = torch.where(torch.rand(last.shape, generator=noise) < 0.3, drawn, last)
     said = env.valid(trainer.observation, asked)

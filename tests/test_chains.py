@@ -2,6 +2,8 @@
 the policy gradient through them against its exact expectation; never an invalid action; what is counted and refused.
 """
 
+import copy
+import functools
 import math
 from types import SimpleNamespace
 
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import flowrl
+from flowrl.a2c import Trainer
 from flowrl.beyond import chains
 from flowrl.beyond.gumbel import GumbelFlowPolicy
+from flowrl.envs import make_batched
 from flowrl.envs.city import City
 from flowrl.envs.era import BatchedERA
 from flowrl.policies import FactoredPolicy, FlowPolicy, Sample, to_digits, to_flat
@@ -29,6 +33,7 @@ from flowrl.rejection import (
     decide,
     entropy_weights,
     executed_weights,
+    left_behind,
 )
 from flowrl.study.config import ConfigError, make_config
 from flowrl.truth import chains as truth
@@ -103,8 +108,8 @@ def begin(policy, table, start, drawn, n=1, seed=0):
     """Chains in copies of the state, from `start` (N, 1, D)."""
     sizes, rows = policy.sizes, len(start.action)
     oracle = Table(table, sizes)
-    flags = torch.full((rows,), drawn)
-    run = chains.begin(policy, state(rows), start, flags, n, lambda action, of: oracle(None, action), generator(seed))
+    start = chains.Start(*start, torch.full((rows, 1), drawn))
+    run = chains.begin(policy, state(rows), start, n, lambda action, of: oracle(None, action), generator(seed))
     return run, oracle
 
 
@@ -313,7 +318,8 @@ def test_what_chains_hold_is_valid_and_comes_from_their_noise(kind, sizes, block
     def accepts(action, of):
         return oracle(None, action)
 
-    run = chains.begin(policy, state(5), Sample(first, sample.latent), drawn, 3, accepts, generator(seed))
+    start = chains.Start(first, sample.latent, drawn[:, None])
+    run = chains.begin(policy, state(5), start, 3, accepts, generator(seed))
     assert torch.equal(run.action, first.expand(-1, 3, -1))
     for move in (run.sweep, run.slice, run.sweep):
         move()
@@ -339,11 +345,11 @@ def rows(n):
     return torch.arange(n, dtype=torch.float32)[:, None]
 
 
-def few_valid(kind, n=60):
+def few_valid(kind, n=60, seed=5):
     """729 actions, three of them valid, others in each of n states: a policy, an oracle, one of the three."""
     sizes = (9, 9, 9)
     policy = make(kind, sizes, std=0.1)
-    chosen = torch.rand(n, 729, generator=generator(5)).topk(3).indices
+    chosen = torch.rand(n, 729, generator=generator(seed)).topk(3).indices
     table = torch.zeros(n, 729, dtype=torch.bool).scatter_(1, chosen, True)
     return policy, Table(table, sizes), to_digits(chosen[:, 0], sizes)
 
@@ -354,7 +360,7 @@ def test_a_known_action_starts_chains_that_stand_for_draws(kind, by):
     """By the fallback or by what was executed before: all executed are valid, nothing is listed, all learn."""
     policy, oracle, known = few_valid(kind)
     by_fallback = None if by == "executed" else (lambda observation: known[observation[:, 0].long()])
-    before = known if by == "executed" else None
+    before = chains.planted(known[:, None]) if by == "executed" else None
     decision, counts = decide(policy, oracle, rows(60), settings(), generator(), by_fallback, before)
     table = oracle.table
     assert table[torch.arange(60), to_flat(decision.action, policy.sizes)].all()
@@ -395,7 +401,149 @@ def test_where_nothing_is_known_all_is_as_without_chains():
     assert results[0] > 0 and results[1] > 0
     none = Table(torch.zeros(3, 729, dtype=torch.bool), policy.sizes)
     with pytest.raises(NoValidActionError):
-        decide(policy, none, rows(3), settings(enumerate_limit=0), generator(), lambda o: wrong[:3], wrong[:3])
+        decide(
+            policy,
+            none,
+            rows(3),
+            settings(enumerate_limit=0),
+            generator(),
+            lambda o: wrong[:3],
+            chains.planted(wrong[:3, None]),
+        )
+
+
+def held_after(kind, steps, carry):
+    """Chains (B, 4) in B copies of one state after so many steps of one sweep each, what is valid, and π'.
+
+    Valid are ten of 64 actions, those with at most one digit that isn't 0; each step staying at 0 is suggested.
+    """
+    sizes, copies = (4, 4, 4), 1500
+    digits = to_digits(torch.arange(64), sizes)
+    table = (digits != 0).sum(-1) <= 1
+    policy, oracle = make(kind, sizes, seed=3, n_couplings=0), Table(table, sizes)
+    config, noise, before = settings(n_draws=4, sweeps=1, carry=carry), generator(1), None
+    for _ in range(steps):
+        decision, counts = decide(policy, oracle, state(copies), config, noise, lambda o: torch.zeros(len(o), 3).long(),
+                                  before)  # fmt: skip
+        before = left_behind(decision, config)
+        assert before.action.shape == (copies, 4 if carry else 1, 3) and table[to_flat(before.action, sizes)].all()
+        assert (before.action == decision.action[:, None]).all(-1).any(1).all() and counts["fallbacks"] == 0
+    taken = decision.n_valid < 2
+    return to_flat(decision.sample.action[taken, :4], sizes), restricted(kind, policy, table, sizes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_that_are_carried_come_nearer_to_the_policy(kind):
+    """Twelve steps of a sweep: carried, their total variation to the enumerated π' is at the sampling floor; where they
+    start anew it is not. Chains of a state may depend on each other, and count as one draw."""
+    for carry in (False, True):
+        held, law = held_after(kind, 12, carry)
+        assert len(held) > 500
+        seen = torch.bincount(held.flatten(), minlength=64) / held.numel()
+        assert (float(truth.total_variation(seen, law)) < floor(law, len(held))) == carry
+
+
+def assert_valid(decision, oracle):
+    """What is executed and what stands for draws."""
+    assert oracle.table.gather(1, to_flat(decision.action, oracle.sizes)[:, None]).all()
+    held = oracle.table.gather(1, to_flat(decision.sample.action, oracle.sizes))
+    assert (decision.valid & ~held).sum() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_start_from_what_was_left_behind_with_its_latents(kind):
+    """No sweep: what the oracle accepts is still there, the rest the fallback's; a valid draw comes first."""
+    sizes, n = (9, 9), 400
+    policy = make(kind, sizes, std=0.1)
+    table = torch.rand(n, 81, generator=generator(1)) < 0.3
+    table[:, 0] = True
+    config = settings(n_draws=4, sweeps=0, carry=True)
+    earlier = policy.sample(policy.features(rows(n)), 4, generator(2))
+    before = chains.Start(*earlier, torch.full((n, 4), earlier.latent is not None))
+    decision, counts = decide(policy, Table(table, sizes), rows(n), config, generator(),
+                              lambda o: torch.zeros(len(o), 2).long(), before)  # fmt: skip
+    assert_valid(decision, Table(table, sizes))
+    drawn = policy.sample(policy.features(rows(n)), 4, generator())  # the same
+    plain, accepted = (table.gather(1, to_flat(x.action, sizes)) for x in (drawn, earlier))
+    alone, none = plain.sum(1) == 1, ~plain.any(1)
+    assert counts["chains"] == int((alone | none).sum())
+    stays = (decision.sample.action == earlier.action).all(-1)
+    assert accepted[none].sum() > 20 and stays[none][accepted[none]].all()
+    assert accepted[alone][:, 1:].sum() > 20 and stays[alone][:, 1:][accepted[alone][:, 1:]].all()
+    assert (decision.sample.action[~accepted & none[:, None]] == 0).all()
+    own = drawn.action[torch.arange(n), plain.byte().argmax(1)]
+    assert torch.equal(decision.sample.action[alone, 0], own[alone])
+    if earlier.latent is not None:
+        assert torch.equal(decision.sample.latent[none][accepted[none]], earlier.latent[none][accepted[none]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("correction", ["mean", "leave_one_out"])
+def test_what_is_left_behind(kind, correction):
+    """The executed action first, then others of what stood for draws, in turn; all with their latents."""
+    policy, sizes = make(kind, (3, 3)), (3, 3)
+    table = torch.rand(200, 9, generator=generator(1)) < 0.3
+    table[:, 4] = True
+    config = settings(chains=4, n_draws=6, correction=correction, carry=True)
+    decision, _ = decide(policy, Table(table, sizes), rows(200), config, generator())
+    left = left_behind(decision, config)
+    assert left.action.shape == (200, 4, 2) and torch.equal(left.action[:, 0], decision.action)
+    assert table.gather(1, to_flat(left.action, sizes)).all()
+    counts = decision.valid.sum(1)
+    assert counts.min() < 4 < counts.max()
+    for row, valid in enumerate(decision.valid):
+        held, kept = to_flat(decision.sample.action[row][valid], sizes), to_flat(left.action[row], sizes)
+        assert set(kept.tolist()) <= set(held.tolist()) or not len(held)
+        assert len(held) > 4 or set(kept.tolist()) == set(held.tolist()) or not len(held)
+    if left.latent is not None:
+        assert torch.equal(left.own, decision.sampled[:, None].expand(-1, 4)) and left.own.any()
+        assert torch.equal(left.latent[left.own].argmax(-1), left.action[left.own])
+    else:
+        assert not left.own.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_left_behind_is_asked_about_again(kind):
+    """Other actions are valid in every step: nothing else is executed, and every oracle call is counted."""
+    before = None
+    for step in range(4):
+        policy, oracle, known = few_valid(kind, seed=5 + step // 2)  # as before in every second step
+        config = settings(carry=True)
+        fallback = functools.partial(lambda known, o: known[o[:, 0].long()], known)
+        decision, counts = decide(policy, oracle, rows(60), config, generator(step), fallback, before)
+        assert_valid(decision, oracle)
+        assert decision.sampled.all()
+        assert oracle.asked == counts["asked"] == int(decision.calls.sum())
+        before = left_behind(decision, config)
+
+
+def test_latents_of_other_weights_are_forgotten_and_older_files_read():
+    """What chains start from: with latents, until new weights come; the action alone in files of before `carry`."""
+    settings = {"chains": 4, "carry": True, "n_envs": 8, "hidden": 8}
+    trainer, other = (
+        Trainer(make_config("ERA-v3-tight", "iar-a2c-gumbel", settings), make_batched("ERA-v3-tight", 8)) for _ in "ab"
+    )
+    trainer.step()
+    assert trainer.before.own.any() and trainer.before.action.shape == (8, 4, 3)
+    state = copy.deepcopy(trainer.state_dict())
+    executed = state.pop("before")[0][:, 0]
+    other.load_state_dict(state | {"executed": executed})
+    assert torch.equal(other.before.action, executed[:, None]) and not other.before.own.any()
+    trainer.begin("weights/1")
+    assert torch.equal(trainer.before.action[:, 0], executed) and not trainer.before.own.any()
+    trainer.step()
+    other.step()
+
+
+def test_a_chain_left_behind_starts_others_where_nothing_else_is_known():
+    """The executed action is refused now, another one is not; nothing else is suggested."""
+    policy, oracle, known = few_valid("factored")
+    wrong = to_digits((~oracle.table).byte().argmax(-1), policy.sizes)
+    before = chains.planted(torch.stack((wrong, known, wrong, wrong), 1))
+    decision, counts = decide(policy, oracle, rows(60), settings(enumerate_limit=0, carry=True), generator(),
+                              before=before)  # fmt: skip
+    assert counts["chains"] == int((decision.n_valid < 2).sum()) > 50 and decision.sampled.all()
+    assert_valid(decision, oracle)
 
 
 class FewFit(gymnasium.Env):

@@ -42,6 +42,7 @@ PAIRS = [
     ("ar-iar", "ERA-v1", {}),
     ("factored-iar", "ERA-v1", {}),
     ("iar-a2c-gumbel", "ERA-v3-tight", {"chains": 4}),
+    ("iar-a2c-gumbel", "ERA-v3-tight", {"chains": 4, "carry": True}),
     ("factored-iar", "Line-4x8", {}),
     ("wol-ddpg", "ERA-v1", WOL),
     ("a2c", "CartPole-v1", {}),
@@ -52,7 +53,7 @@ PAIRS = [
     ("mask", "Pistonball-v1-cstr",
      {"n_envs": 16, "steps": 320, "eval_every": 160, "eval_episodes": 1, "final_episodes": 1}),
 ]  # fmt: skip
-KILLS = 4  # of each pair: 64 in all
+KILLS = 4  # of each pair: 68 in all
 
 
 @pytest.fixture(autouse=True)

@@ -116,9 +116,23 @@ def test_what_follows_the_last_training_goes_on_from_the_kept_weights():
     assert not weights(one).equal(kept) and one.restarts.share(one.env_steps) > 1
 
 
-@pytest.mark.parametrize("stop", [304, 800, 1304, 2400])
-def test_a_run_with_restarts_goes_on_where_it_was_stopped(stop):
-    whole, half, other = trainer(), trainer(), trainer()
+def test_the_replay_buffer_goes_on_where_it_is_kept():
+    """Through every restart and past the last; all else begins as without. The whole run fits in."""
+    one, other = trainer(keep_replay=True, replay_size=4000), trainer(replay_size=4000)
+    train(one, 2400 // 3)
+    before = one.action_values.replay
+    assert before.live.sum() == 2400 // 3
+    one.restarts.before(one)
+    other.begin("weights/1")
+    assert one.action_values.replay is before and weights(one).equal(weights(other))
+    assert one.action_values.slow_weights.equal(other.action_values.slow_weights)
+    train(one)
+    assert one.action_values.replay is before and before.live.sum() == 2400
+
+
+@pytest.mark.parametrize(("stop", "keep"), [(304, False), (800, False), (1304, False), (1304, True), (2400, False)])
+def test_a_run_with_restarts_goes_on_where_it_was_stopped(stop, keep):
+    whole, half, other = (trainer(keep_replay=keep) for _ in range(3))
     train(whole)
     train(half, stop)
     other.load_state_dict(copy.deepcopy(half.state_dict()))
@@ -150,6 +164,8 @@ def test_a_reward_that_is_not_finite_does_not_count():
     ("wol-ddpg", {"restarts": 2}, "restarts is 2; Wol-DDPG allows 1 only"),
     ("factored-iar", {"restarts": 3, "n_envs": 64, "steps": 191}, "restarts is 3, steps 191; it takes at least 192"),
     ("iar-a2c", {"restarts": 2, "n_envs": 64, "steps": 2000, "estimator": "cis"}, "it takes at least 2,176 steps"),
+    ("iar-a2c-q", {"keep_replay": True}, "keep_replay is true; without restarts, .* there is nothing to keep"),
+    ("iar-a2c", {"keep_replay": True, "restarts": 2}, "keep_replay is true; .* with critic state, there is nothing"),
 ])  # fmt: skip
 def test_restarts_that_cannot_be(method, settings, said):
     with pytest.raises(ConfigError, match=said):

@@ -28,7 +28,15 @@ class ActionValues:
     is not asked about these: what rejection would leave out counts, too, the less the more draws are valid.
     """
 
-    def __init__(self, critic: ActionCritic, weights: Tensor, observation: Tensor, sizes: tuple[int, ...], config):
+    def __init__(
+        self,
+        critic: ActionCritic,
+        weights: Tensor,
+        observation: Tensor,
+        sizes: tuple[int, ...],
+        config,
+        replay: Replay | None = None,
+    ):
         if len(sizes) * max(sizes) > MAX_INPUTS:
             raise ValueError(
                 f"critic action codes an action as D max K numbers, here {len(sizes) * max(sizes):,}; at most "
@@ -39,7 +47,7 @@ class ActionValues:
         self.slow_weights = flat_parameters(self.slow)
         room = ROOM // (observation[0].numel() * observation.element_size())
         size = max(3 * len(observation), min(config.replay_size, room))
-        self.replay = Replay(size, observation, len(sizes))
+        self.replay = replay or Replay(size, observation, len(sizes))
 
     @staticmethod
     def make_critic(env, config) -> ActionCritic:

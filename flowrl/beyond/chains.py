@@ -15,17 +15,20 @@ With three dimensions pairs alone mix faster still, after some forty calls; with
 which was not measured, so the sweep has both. A chain that starts from a valid draw is exact from the first sweep on,
 by itself: chains that share a start are dependent until they have mixed, which biases leave-one-out over them (notebook
 12). One that starts from an action known to be valid, planted in a latent, is biased towards that action, the less the
-more sweeps. Kin: a Gumbel's noise given its argmax
+more sweeps. One that goes on from the step before (`carry`) is biased towards the π' of that state and policy: in
+the long run not at all where they stay the same, more where they change faster than it mixes, as where the next state
+is the first of another episode. Kin: a Gumbel's noise given its argmax
 (Maddison, Tarlow, Minka 2014); GHK for π(a|s) (`GumbelFlowPolicy`); ARAM, which rejects with a penalty instead.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..policies import FactoredPolicy, FlowPolicy, Sample
+from ..policies import FactoredPolicy, FlowPolicy
 from .gumbel import GumbelFeatures, GumbelFlowPolicy, gumbel, truncated_gumbel
 
 LEAST_BRACKET = 1e-6  # of an ellipse's angle: float32 tells no nearer points apart
@@ -225,17 +228,40 @@ class Chains:
         self.noise, self.latent = torch.where(accepted, noise, self.noise), torch.where(accepted, latent, self.latent)
 
 
-def begin(policy, observation: Tensor, start: Sample, drawn: Tensor, n: int, accepts: Callable, generator) -> Chains:
-    """n chains in each of B states, all from one valid action: from the draw itself, or from an action, planted.
+class Start(NamedTuple):
+    """Actions (B, n, D) that chains start from; latents (B, n, D, K) or None; `own` (B, n) bool: whose latents count.
 
-    start: actions (B, 1, D), and the latents (B, 1, D, K) of those that were drawn, drawn (B,) bool; a policy without
-    latents has None: an action's noise can then be drawn anew, exactly. accepts: as in `Chains`.
+    The others are planted. A factored policy has no latents: noise is drawn anew given the action, exactly.
     """
+
+    action: Tensor
+    latent: Tensor | None
+    own: Tensor
+
+    def at(self, index) -> "Start":
+        """Those that an index of the first axes picks."""
+        return Start(self.action[index], None if self.latent is None else self.latent[index], self.own[index])
+
+    def where(self, these: Tensor, other: "Start") -> "Start":
+        """These, (B, n) bool, and the other's for the rest."""
+        wide, latent = these.unsqueeze(-1), other.latent if self.latent is None else self.latent
+        if self.latent is not None and other.latent is not None:
+            latent = torch.where(wide.unsqueeze(-1), self.latent, other.latent)
+        return Start(torch.where(wide, self.action, other.action), latent, torch.where(these, self.own, other.own))
+
+
+def planted(action: Tensor) -> Start:
+    """To start from actions (B, n, D) alone."""
+    return Start(action, None, torch.zeros(action.shape[:2], dtype=torch.bool, device=action.device))
+
+
+def begin(policy, observation: Tensor, start: Start, n: int, accepts: Callable, generator) -> Chains:
+    """n chains in each of B states. start: a valid action for all of a state's or one for each, (B, 1 or n, …);
+    accepts: as in `Chains`."""
     law = NOISES[type(policy)](policy, policy.features(observation))
     action = start.action.expand(-1, n, -1)
     noise, latent = law.planted(action, generator)
-    if start.latent is not None and drawn.any():
-        own = start.latent.expand(-1, n, -1, -1)
-        drawn = drawn[:, None, None, None]
-        noise, latent = torch.where(drawn, law.noise_of(own), noise), torch.where(drawn, own, latent)
+    if start.latent is not None and start.own.any():
+        own, latents = start.own.expand(-1, n)[..., None, None], start.latent.expand(-1, n, -1, -1)
+        noise, latent = torch.where(own, law.noise_of(latents), noise), torch.where(own, latents, latent)
     return Chains(law, noise, latent, action.clone(), accepts, generator)

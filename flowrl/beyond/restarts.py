@@ -12,11 +12,13 @@ class Restarts:
     The best is the one whose episodes returned most in the mean, of those that ended in the last tenth of its share,
     or, where none did, of the latest in each environment; an episode that began in another training does not count.
     These are episodes of training: the choice costs no step. Entropy and latent KL fall to 0 in every training. What
-    follows the last one goes on from the kept weights, with new optimisers and memories.
+    follows the last one goes on from the kept weights, with new optimisers and memories. With `keep_replay` the replay
+    buffer outlives every restart, so that new weights learn Q from what earlier trainings saw, too, as much of it as
+    there is room for (resets against the primacy bias, Nikishin et al. 2022).
     """
 
     def __init__(self, config, n_envs: int, device):
-        self.trainings, self.steps = config.restarts, config.steps
+        self.trainings, self.steps, self.keep_replay = config.restarts, config.steps, config.keep_replay
         self.done, self.begun = 0, 1  # trainings
         self.best, self.weights = -math.inf, None
         self.running = torch.zeros(n_envs, dtype=torch.float64, device=device)  # returns of the episodes under way
@@ -32,7 +34,7 @@ class Restarts:
         """Before a rollout: begin the next training where one is over."""
         if self.done < self.begun or self.begun == self.trainings:
             return
-        trainer.begin(f"weights/{self.begun}")
+        self._begin(trainer, f"weights/{self.begun}")
         self.begun += 1
         self.ended.zero_()
         self.latest.fill_(math.nan)
@@ -60,12 +62,15 @@ class Restarts:
             self.best, self.weights = -math.inf if math.isnan(found) else found, _copy(trainer)
         self.done += 1
         if self.done == self.trainings:
-            trainer.begin("weights/after")
+            self._begin(trainer, "weights/after")
             for part, weights in self.weights.items():
                 getattr(trainer, part).load_state_dict(weights)
             if trainer.action_values is not None:
                 trainer.action_values.slow.load_state_dict(self.weights["critic"])
             self.weights = None
+
+    def _begin(self, trainer, purpose: str) -> None:
+        trainer.begin(purpose, trainer.action_values.replay if self.keep_replay else None)
 
     def cut_off(self) -> None:
         """New episodes begin, cut off from outside."""
@@ -73,7 +78,7 @@ class Restarts:
         self.under_way.zero_()
 
     def state_dict(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("trainings", "steps")}
+        return {name: value for name, value in vars(self).items() if name not in ("trainings", "steps", "keep_replay")}
 
     def load_state_dict(self, state: dict) -> None:
         for name in self.state_dict():

@@ -32,6 +32,7 @@ class TrainConfig:
     seed: int = 0  # every generator is seeded from (seed, purpose)
     steps: int = 200_000  # environment steps of training
     restarts: int = 1  # trainings, each from new weights, that share the steps; the one that returned most is kept
+    keep_replay: bool = False  # the replay buffer outlives restarts
 
     # policy
     policy: Policies = "flow"  # its kind
@@ -50,6 +51,7 @@ class TrainConfig:
     enumerate_limit: int = 10_000  # |A| up to which A is enumerated when no draw was valid; 0: never
     chains: int = 0  # Markov chains a state where fewer than two draws are valid and a valid action is known; 0: never
     sweeps: int = 6  # of each chain: every dimension of the action redrawn once, then some together
+    carry: bool = False  # chains go on from where those of the step before ended, where the oracle accepts that
     correction: Literal["none", "paper", "mean", "leave_one_out"] = "leave_one_out"  # of the gradient
     valid_bonus: float = 0.01  # λ of the valid-mass bonus λ ∇log Z(s)
 
@@ -145,6 +147,8 @@ class TrainConfig:
             raise ConfigError("elbo_encoder is false; without a posterior there is no Algorithm 1: true only")
 
     def _check_restarts(self) -> None:
+        if self.keep_replay and (self.restarts == 1 or self.critic == "state"):
+            raise ConfigError("keep_replay is true; without restarts, or with critic state, there is nothing to keep")
         if self.restarts == 1:
             return
         if self.policy == "wolpertinger":

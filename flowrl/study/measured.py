@@ -80,10 +80,12 @@ def _line(ax: Axes, x, y, look: Method) -> None:
     ax.plot(np.asarray(x), np.asarray(y), look.marker, linestyle="-", **its)
 
 
-def stuck(stay: np.ndarray, none_pays: np.ndarray, ends: Mapping[str, Sequence[float]]) -> Figure:
+def stuck(
+    stay: np.ndarray, none_pays: np.ndarray, ends: Mapping[str, Sequence[float]], looks: Mapping[str, Method]
+) -> Figure:
     """A histogram of what allocations are worth, grey where no move of one resource pays; ticks where runs ended.
 
-    stay: returns of staying (n,); none_pays: (n,) bool; ends: returns by label.
+    stay: returns of staying (n,); none_pays: (n,) bool; ends, looks: returns, and how they are shown, by label.
     """
     with page():
         fig, ax = plt.subplots(figsize=(0.8 * PAGE, 3.1), layout="constrained")
@@ -92,7 +94,7 @@ def stuck(stay: np.ndarray, none_pays: np.ndarray, ends: Mapping[str, Sequence[f
                              color=[GREY, "#C8C8C8"], label=both)  # fmt: skip
         top = np.max(counts)
         for i, (label, values) in enumerate(ends.items()):
-            look = method(label)
+            look = looks[label]
             ax.vlines(values, 0, (0.12 + 0.05 * i) * top, color=look.colour, linestyle=look.dashes, linewidth=1.6)
             ax.plot(values, np.full(len(values), (0.12 + 0.05 * i) * top), look.marker, color=look.colour,
                     label=f"{look.name} ended here")  # fmt: skip
